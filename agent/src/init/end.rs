@@ -1,0 +1,67 @@
+//! The end of the guest: nothing that was written is lost, and the host learns how it went.
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, openat, sync};
+use rustix::io::{Errno, write};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
+    fsconfig_set_flag, fsmount, fsopen, fspick,
+};
+use rustix::system::{RebootCommand, reboot};
+use rustix::termios::{Action, tcdrain, tcflow};
+
+use crate::{stamp, sys, terminal};
+
+/// How often the disk is asked to become read-only while the last file is being closed, and the
+/// milliseconds between.
+const BUSY_ATTEMPTS: u32 = 20;
+const BUSY_PAUSE: u32 = 5;
+
+/// Ends the machine with the exit status `status`.
+pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
+    // A person may have stopped the output with ^S; it would not be drained then.
+    let _ = tcflow(terminal::console(), Action::OOn);
+    let _ = tcdrain(terminal::console());
+    sync();
+    if let Some(initramfs) = initramfs {
+        let mut result = make_disk_read_only(initramfs);
+        for _ in 0..BUSY_ATTEMPTS {
+            if result != Err(Errno::BUSY) {
+                break;
+            }
+            sys::sleep(BUSY_PAUSE);
+            result = make_disk_read_only(initramfs);
+        }
+    }
+    let _ = silence_kernel();
+    stamp::exit_status(status);
+    let _ = reboot(RebootCommand::PowerOff);
+    let _ = reboot(RebootCommand::Restart);
+    loop {
+        let _ = reboot(RebootCommand::Halt);
+        sys::sleep(1000);
+    }
+}
+
+/// Writes the disk's journal back, so that the next start need not replay it. It is the file
+/// system that becomes read-only: overlayfs holds it, wherever the guest has mounted what.
+fn make_disk_read_only(initramfs: &OwnedFd) -> Result<(), Errno> {
+    let disk = fspick(initramfs, "disk", FsPickFlags::FSPICK_CLOEXEC)?;
+    fsconfig_set_flag(&disk, "ro")?;
+    fsconfig_reconfigure(&disk)
+}
+
+/// Keeps the kernel's farewell ("reboot: Power down") off the console, which carries the
+/// command's output. It takes a /proc of its own, for the guest's may be gone or not yet there.
+fn silence_kernel() -> Result<(), Errno> {
+    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&proc)?;
+    let proc = fsmount(
+        &proc,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let levels = openat(&proc, "sys/kernel/printk", flags, Mode::empty())?;
+    write(&levels, b"0").map(drop)
+}

@@ -1,0 +1,21 @@
+//! What the host and the guest's PID 1 say to each other, and how PID 1 gets into the guest.
+//!
+//! The host writes a [`spec::GuestSpec`] into the [`initrd`] that it builds around the agent's
+//! program; the agent reads it, prepares the guest's root, runs the command, and answers through
+//! [`ports`]. The pure part of the agent's work ([`command`], [`errno`], [`hosts`]) is here too,
+//! where it can be tested without a guest.
+//!
+//! The library needs no standard library: the agent is a static program without libc.
+
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+extern crate alloc;
+
+pub mod command;
+mod cpio;
+pub mod errno;
+pub mod hosts;
+pub mod initrd;
+pub mod ports;
+pub mod spec;

@@ -1,0 +1,251 @@
+//! What the host asks of the guest's PID 1, and the file in which it does.
+//!
+//! The file is [`MAGIC`], a version (`u16`), the length of the body (`u32`), both little-endian,
+//! and the body in postcard's format. Whatever changes the body's layout raises [`VERSION`]: host
+//! and agent are built together, and an agent refuses a version that is not its own.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+/// The first bytes of an encoded spec.
+pub const MAGIC: [u8; 8] = *b"CASITA\0\x01";
+
+/// The version of the body's layout.
+pub const VERSION: u16 = 1;
+
+/// The longest body, in bytes.
+pub const MAX_BODY_LEN: usize = 1 << 20;
+
+/// The longest hostname, in bytes (`__NEW_UTS_LEN` of Linux).
+pub const MAX_HOSTNAME_LEN: usize = 64;
+
+/// Magic, version and length.
+const HEADER_LEN: usize = MAGIC.len() + 2 + 4;
+
+/// What the guest's PID 1 is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// The guest's hostname: letters, digits, `-`, `_` and `.`; at most [`MAX_HOSTNAME_LEN`].
+    pub hostname: String,
+    /// The image that is the lower, read-only layer of the guest's root.
+    pub root: Mount,
+    /// The disk that takes what the guest writes; without one, memory does.
+    pub disk: Option<Mount>,
+    /// The command and its arguments; empty for a shell.
+    pub command: Vec<Vec<u8>>,
+    /// Variables of the command's environment, as `NAME=value`. They go before the agent's own
+    /// defaults; of two with the same name the later one counts.
+    pub env: Vec<Vec<u8>>,
+    /// The command's working directory, an absolute path, made if it is missing; empty for `/`.
+    pub workdir: Vec<u8>,
+    /// The size of the terminal that the user sits at. Without one the console carries bytes as
+    /// they are: nothing is echoed, no byte means a signal, and `^D` (0x04) at the beginning of a
+    /// line ends the command's input. A host whose input does not end with a newline sends two.
+    pub terminal: Option<WindowSize>,
+    /// Whether the command reads the console even though there is no terminal. Otherwise its
+    /// standard input is `/dev/null`.
+    pub stdin_open: bool,
+}
+
+/// A block device of the guest and what is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The device's node, such as `/dev/vda`.
+    pub device: String,
+    /// The file system on it.
+    pub fs: FsType,
+}
+
+/// A file system that the agent mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FsType {
+    /// EROFS: the default for root images.
+    Erofs,
+    /// squashfs.
+    Squashfs,
+    /// ext4: the only one for disks.
+    Ext4,
+    /// ISO 9660.
+    Iso9660,
+}
+
+impl FsType {
+    /// The kernel's name for it, as in `/proc/filesystems`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            FsType::Erofs => "erofs",
+            FsType::Squashfs => "squashfs",
+            FsType::Ext4 => "ext4",
+            FsType::Iso9660 => "iso9660",
+        }
+    }
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+/// Why a spec was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A string that goes to the kernel as a C string has a NUL inside.
+    #[error("{field} has a NUL byte at offset {offset}; leave it out")]
+    Nul {
+        /// Which string, such as `argument 2`.
+        field: String,
+        /// Where, in bytes.
+        offset: usize,
+    },
+    /// The hostname is empty, too long or has a character that hostnames do not have.
+    #[error("hostname {0:?} is not usable: it takes 1-64 letters, digits, '-', '_' and '.'")]
+    Hostname(String),
+    /// An environment variable is not `NAME=value`.
+    #[error("environment variable {0:?} is not NAME=value")]
+    Variable(String),
+    /// The working directory is not an absolute path.
+    #[error("working directory {0:?} is not an absolute path")]
+    Workdir(String),
+    /// A device's node is not an absolute path.
+    #[error("device {0:?} is not an absolute path")]
+    Device(String),
+    /// The disk has a file system that cannot be written.
+    #[error("a disk with {0} cannot be written; it takes ext4")]
+    DiskFs(&'static str),
+    /// Command and environment are too long.
+    #[error("command and environment take {0} bytes; the limit is {MAX_BODY_LEN}")]
+    TooLong(usize),
+    /// Not a spec at all.
+    #[error("not a guest spec: it does not start with the magic bytes")]
+    Magic,
+    /// A spec of another version.
+    #[error("guest spec of version {0}; this agent reads version {VERSION}")]
+    Version(u16),
+    /// The header's length and the bytes that follow it differ.
+    #[error("guest spec with {actual} bytes after its header, which announces {announced}")]
+    Length {
+        /// What the header says.
+        announced: usize,
+        /// What is there.
+        actual: usize,
+    },
+    /// The body is not what postcard writes.
+    #[error("guest spec with a malformed body")]
+    Body,
+}
+
+/// Encodes `spec`.
+///
+/// # Errors
+/// When the guest could not follow it: a NUL inside a string, a bad hostname or variable, relative
+/// paths, more than [`MAX_BODY_LEN`] bytes.
+pub fn encode(spec: &GuestSpec) -> Result<Vec<u8>, SpecError> {
+    validate(spec)?;
+    let body = postcard::to_allocvec(spec).map_err(|_| SpecError::Body)?;
+    let too_long = || SpecError::TooLong(body.len());
+    if body.len() > MAX_BODY_LEN {
+        return Err(too_long());
+    }
+    let len = u32::try_from(body.len()).map_err(|_| too_long())?;
+    let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&len.to_le_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Decodes what [`encode`] wrote.
+///
+/// # Errors
+/// When `bytes` are anything else, down to one byte too many; and for all that [`encode`] refuses.
+pub fn decode(bytes: &[u8]) -> Result<GuestSpec, SpecError> {
+    let rest = bytes.strip_prefix(&MAGIC).ok_or(SpecError::Magic)?;
+    let (version, rest) = rest.split_first_chunk().ok_or(SpecError::Magic)?;
+    let version = u16::from_le_bytes(*version);
+    if version != VERSION {
+        return Err(SpecError::Version(version));
+    }
+    let (len, body) = rest.split_first_chunk().ok_or(SpecError::Magic)?;
+    let announced = u32::from_le_bytes(*len) as usize;
+    if announced > MAX_BODY_LEN {
+        return Err(SpecError::TooLong(announced));
+    }
+    if announced != body.len() {
+        return Err(SpecError::Length {
+            announced,
+            actual: body.len(),
+        });
+    }
+    let (spec, rest) = postcard::take_from_bytes(body).map_err(|_| SpecError::Body)?;
+    if !rest.is_empty() {
+        return Err(SpecError::Body);
+    }
+    validate(&spec)?;
+    Ok(spec)
+}
+
+/// What [`encode`] and [`decode`] both insist on.
+fn validate(spec: &GuestSpec) -> Result<(), SpecError> {
+    if !is_hostname(&spec.hostname) {
+        return Err(SpecError::Hostname(spec.hostname.clone()));
+    }
+    for mount in core::iter::once(&spec.root).chain(&spec.disk) {
+        refuse_nul(mount.device.as_bytes(), || "device".into())?;
+        if !mount.device.starts_with('/') {
+            return Err(SpecError::Device(mount.device.clone()));
+        }
+    }
+    if let Some(disk) = spec.disk.as_ref().filter(|disk| disk.fs != FsType::Ext4) {
+        return Err(SpecError::DiskFs(disk.fs.name()));
+    }
+    for (index, argument) in spec.command.iter().enumerate() {
+        refuse_nul(argument, || match index {
+            0 => "command".into(),
+            _ => alloc::format!("argument {index}"),
+        })?;
+    }
+    for variable in &spec.env {
+        let lossy = || String::from_utf8_lossy(variable).into_owned();
+        refuse_nul(variable, || {
+            alloc::format!("environment variable {:?}", lossy())
+        })?;
+        if matches!(
+            variable.iter().position(|byte| *byte == b'='),
+            None | Some(0)
+        ) {
+            return Err(SpecError::Variable(lossy()));
+        }
+    }
+    refuse_nul(&spec.workdir, || "working directory".into())?;
+    if !matches!(spec.workdir.first(), None | Some(b'/')) {
+        let workdir = String::from_utf8_lossy(&spec.workdir).into_owned();
+        return Err(SpecError::Workdir(workdir));
+    }
+    Ok(())
+}
+
+fn refuse_nul(bytes: &[u8], field: impl FnOnce() -> String) -> Result<(), SpecError> {
+    match bytes.iter().position(|byte| *byte == 0) {
+        None => Ok(()),
+        Some(offset) => Err(SpecError::Nul {
+            field: field(),
+            offset,
+        }),
+    }
+}
+
+/// It is written into `/etc/hosts`, so blanks and line ends would add to that file.
+fn is_hostname(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !name.is_empty() && name.len() <= MAX_HOSTNAME_LEN && name.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests;

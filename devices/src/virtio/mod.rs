@@ -1,0 +1,10 @@
+//! virtio 1.2: queues, the MMIO transport and the devices behind it.
+
+pub mod block;
+pub mod chain;
+pub mod device;
+pub mod queue;
+pub mod rng;
+pub mod spec;
+pub mod transport;
+pub mod walk;

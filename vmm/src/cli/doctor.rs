@@ -1,0 +1,62 @@
+//! `casita doctor`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{CliError, EXIT_CASITA, Format};
+use crate::dirs::Dirs;
+use crate::doctor::{Report, Status, examine};
+
+/// Options of `casita doctor`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The exit status is 0 if a guest can run on this machine's own KVM, else 125."
+)]
+pub struct DoctorArgs {
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+/// Examines the machine and prints what was found.
+///
+/// # Errors
+/// If the result can't be printed.
+pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, CliError> {
+    let report = examine(&Dirs::from_env()?);
+    let mut stdout = std::io::stdout().lock();
+    match args.format {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut stdout, &report)?;
+            writeln!(stdout)?;
+        }
+        Format::Text => print(&report, &mut stdout)?,
+    }
+    Ok(if report.can_run_guests {
+        ExitCode::SUCCESS
+    } else {
+        EXIT_CASITA.into()
+    })
+}
+
+fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+    for check in &report.checks {
+        let mark = match check.status {
+            Status::Ok => "ok  ",
+            Status::Warn => "warn",
+            Status::Fail => "FAIL",
+        };
+        writeln!(out, "{mark}  {:<12}  {}", check.name, check.detail)?;
+        if let Some(fix) = &check.fix {
+            writeln!(out, "{:20}-> {fix}", "")?;
+        }
+    }
+    let verdict = if report.can_run_guests {
+        "Guests can run on this machine."
+    } else {
+        "No guest can run on this machine's own KVM."
+    };
+    writeln!(out, "{verdict}")
+}

@@ -1,0 +1,170 @@
+//! The command line: verbs, flags and exit codes as Docker has them.
+
+pub mod doctor;
+pub mod generate;
+pub mod run;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use log::LevelFilter;
+
+/// Casita's own failure, as opposed to the command's exit status.
+pub const EXIT_CASITA: u8 = 125;
+
+/// A KVM micro-VM monitor: each workload its own Linux kernel, at a container's price.
+#[derive(Debug, Parser)]
+#[command(name = "casita", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Global {
+    /// Say more: causes of errors, what is done; twice for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a VM and run a command in it
+    Run(Box<run::RunArgs>),
+    /// Tell what this machine can do, why not, and what mends it
+    Doctor(doctor::DoctorArgs),
+    /// Print shell completions or write man pages
+    Generate(generate::GenerateArgs),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Runs the program with the process's own arguments.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Docker's: a wrong flag is our failure, not the command's.
+            return if error.use_stderr() {
+                EXIT_CASITA.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    init_log(cli.global);
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Generate(args) => generate::generate(&args, Cli::command()),
+    };
+    result.unwrap_or_else(|error| {
+        report(&*error, cli.global.verbose > 0);
+        EXIT_CASITA.into()
+    })
+}
+
+/// One line for people: what failed and its root. With `chain`, every cause between on a line of
+/// its own.
+fn report(error: &(dyn Error + 'static), chain: bool) {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    let mut line = error.to_string();
+    if let (false, Some(root)) = (chain, causes.last())
+        && !line.contains(root.as_str())
+    {
+        line = format!("{line}: {root}");
+    }
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "casita: {}", one_line(&line));
+    if chain {
+        for cause in causes {
+            let _ = writeln!(stderr, "  because: {}", one_line(&cause));
+        }
+    }
+}
+
+/// Without characters that would break the line or drive the terminal.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
+}
+
+struct StderrLog;
+
+impl log::Log for StderrLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let mut stderr = std::io::stderr().lock();
+        // A closed standard error is no reason to fail.
+        let _ = writeln!(
+            stderr,
+            "casita: {}: {}",
+            record.level().as_str().to_lowercase(),
+            one_line(&record.args().to_string())
+        );
+    }
+
+    fn flush(&self) {}
+}
+
+fn init_log(global: Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => LevelFilter::Error,
+        (false, 0) => LevelFilter::Warn,
+        (false, 1) => LevelFilter::Info,
+        (false, _) => LevelFilter::Debug,
+    };
+    if log::set_logger(&StderrLog).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// The error that `main` reports.
+pub type CliError = Box<dyn Error + 'static>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(one_line("a\nb\x1b[2J"), "a\\nb\\u{1b}[2J");
+    }
+}

@@ -1,0 +1,381 @@
+//! What a machine is to be: one description, filled from the command line and from a machine file.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use thiserror::Error;
+
+use crate::dirs::Dirs;
+use crate::disk::{self, DiskSpec};
+
+/// Guest memory when nothing else is said.
+pub const DEFAULT_MEMORY: MemorySize = MemorySize(256 << 20);
+/// vCPUs when nothing else is said.
+pub const DEFAULT_CPUS: u8 = 1;
+/// The most vCPUs of one guest.
+pub const MAX_CPUS: u8 = casita_boot::layout::MAX_VCPUS;
+
+/// An amount of guest memory, in bytes: at least 16 MiB, whole MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    const MIB: u64 = 1 << 20;
+
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    fn new(bytes: u64) -> Result<Self, String> {
+        let least = casita_boot::layout::MIN_MEMORY;
+        if bytes < least {
+            return Err(format!(
+                "{bytes} bytes are too little memory for a guest: give at least {}M",
+                least / Self::MIB
+            ));
+        }
+        if !bytes.is_multiple_of(Self::MIB) {
+            return Err(format!(
+                "{bytes} bytes are not whole MiB: write for example 256M or 1G"
+            ));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        disk::parse_size(text)
+            .map_err(|error| error.to_string())
+            .and_then(Self::new)
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}M", self.0 / Self::MIB)
+    }
+}
+
+/// How a guest is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BootMode {
+    /// Casita's agent is PID 1: it makes one writable root of image and disk and runs a command.
+    #[default]
+    Agent,
+    /// The image's own init, the console on the serial port, nothing of casita's in the guest.
+    Plain,
+}
+
+/// A machine. Fields are named as the options of `casita run`; what is `None` takes its default.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineConfig {
+    /// Guest kernel: an ELF vmlinux or a bzImage.
+    pub kernel: Option<PathBuf>,
+    /// Root image (EROFS, squashfs, ext4, ISO 9660) or a directory.
+    pub rootfs: Option<PathBuf>,
+    /// Initial RAM file system.
+    pub initrd: Option<PathBuf>,
+    /// More parameters for the guest kernel.
+    pub cmdline: Option<String>,
+    /// Writable disk.
+    #[serde(deserialize_with = "from_text")]
+    pub disk: Option<DiskSpec>,
+    /// Guest memory.
+    #[serde(deserialize_with = "from_text")]
+    pub memory: Option<MemorySize>,
+    /// Number of vCPUs.
+    #[serde(deserialize_with = "checked_cpus")]
+    pub cpus: Option<u8>,
+    /// How to start.
+    pub boot: Option<BootMode>,
+    /// The VM's name: its hostname, and the name under which its disk is kept.
+    pub name: Option<String>,
+    /// Command and arguments; none for a shell.
+    pub command: Vec<String>,
+}
+
+/// Why a machine file was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It can't be read.
+    #[error("machine file {path} could not be read", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too large to be one.
+    #[error("machine file {path} is larger than {MAX_FILE} bytes", path = path.display())]
+    Large {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It says something that is not understood.
+    #[error("machine file {path}: {message}", path = path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// What and where, in one line.
+        message: String,
+    },
+    /// No kernel is named and the default one is not built.
+    #[error("no default guest kernel at {path}: build it with `make kernel`, or name one with --kernel", path = path.display())]
+    NoKernel {
+        /// Where it would be.
+        path: PathBuf,
+    },
+}
+
+/// More than any machine file needs.
+const MAX_FILE: u64 = 1 << 20;
+
+impl MachineConfig {
+    /// Reads a machine file: JSON if its name ends so or it starts with a brace, else TOML. Paths
+    /// in it are relative to its folder.
+    ///
+    /// # Errors
+    /// If it can't be read or has a field that is unknown or wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let meta = fs::metadata(path).map_err(read)?;
+        if !meta.is_file() {
+            return Err(read(io::Error::other("not a regular file")));
+        }
+        if meta.len() > MAX_FILE {
+            return Err(ConfigError::Large {
+                path: path.to_owned(),
+            });
+        }
+        let text = fs::read_to_string(path).map_err(read)?;
+        let json =
+            path.extension().is_some_and(|end| end == "json") || text.trim_start().starts_with('{');
+        let parsed = if json {
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        } else {
+            toml::from_str(&text).map_err(|error| toml_message(&text, &error))
+        };
+        let mut config: Self = parsed.map_err(|message| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        })?;
+        config.resolve_paths(path.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    fn resolve_paths(&mut self, base: &Path) {
+        for path in [&mut self.kernel, &mut self.rootfs, &mut self.initrd]
+            .into_iter()
+            .flatten()
+        {
+            *path = base.join(&path);
+        }
+        if let Some(DiskSpec::File { path, .. }) = &mut self.disk {
+            *path = base.join(&path);
+        }
+    }
+
+    /// This machine, with everything that `over` says put over it.
+    #[must_use]
+    pub fn overlaid(self, over: Self) -> Self {
+        Self {
+            kernel: over.kernel.or(self.kernel),
+            rootfs: over.rootfs.or(self.rootfs),
+            initrd: over.initrd.or(self.initrd),
+            cmdline: over.cmdline.or(self.cmdline),
+            disk: over.disk.or(self.disk),
+            memory: over.memory.or(self.memory),
+            cpus: over.cpus.or(self.cpus),
+            boot: over.boot.or(self.boot),
+            name: over.name.or(self.name),
+            command: if over.command.is_empty() {
+                self.command
+            } else {
+                over.command
+            },
+        }
+    }
+}
+
+/// TOML's errors span lines; people get one.
+fn toml_message(text: &str, error: &toml::de::Error) -> String {
+    let message = error
+        .message()
+        .lines()
+        .next()
+        .unwrap_or("not TOML")
+        .to_owned();
+    match error.span() {
+        Some(span) => {
+            let line = text
+                .get(..span.start)
+                .unwrap_or_default()
+                .matches('\n')
+                .count()
+                + 1;
+            format!("{message} at line {line}")
+        }
+        None => message,
+    }
+}
+
+/// A value that is written as on the command line; a bare number is taken as its digits.
+fn from_text<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T::Err: fmt::Display,
+{
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected a text such as \"256M\" or a number of bytes"
+    )]
+    enum Raw {
+        Text(String),
+        Number(u64),
+    }
+    let text = match Raw::deserialize(deserializer)? {
+        Raw::Text(text) => text,
+        Raw::Number(number) => number.to_string(),
+    };
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn checked_cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let cpus = i64::deserialize(deserializer)?;
+    parse_cpus(&cpus.to_string())
+        .map(Some)
+        .map_err(D::Error::custom)
+}
+
+/// A number of vCPUs, 1 to [`MAX_CPUS`].
+///
+/// # Errors
+/// If it is anything else.
+pub fn parse_cpus(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(cpus) if (1..=MAX_CPUS).contains(&cpus) => Ok(cpus),
+        _ => Err(format!(
+            "{text} vCPUs are not possible: give 1 to {MAX_CPUS}"
+        )),
+    }
+}
+
+/// The guest kernel for a machine that names none: `$CASITA_KERNEL`, the one that `make kernel`
+/// built for this user, or an installed one.
+///
+/// # Errors
+/// If there is none.
+pub fn default_kernel(dirs: &Dirs) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = std::env::var_os("CASITA_KERNEL").filter(|path| !path.is_empty()) {
+        return Ok(path.into());
+    }
+    let own = dirs.data().join("kernel/vmlinux");
+    let places = [
+        own.clone(),
+        "/usr/local/share/casita/vmlinux".into(),
+        "/usr/share/casita/vmlinux".into(),
+    ];
+    places
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or(ConfigError::NoKernel { path: own })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn read(name: &str, text: &str) -> Result<MachineConfig, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs::File::create(&path)
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        MachineConfig::read(&path)
+    }
+
+    #[test]
+    fn toml_and_json_say_the_same() {
+        let toml = read(
+            "m.toml",
+            "memory = \"128M\"\ncpus = 2\nboot = \"plain\"\ncommand = [\"ls\", \"-l\"]\n",
+        )
+        .unwrap();
+        let json = read(
+            "m.json",
+            r#"{"memory": 134217728, "cpus": 2, "boot": "plain", "command": ["ls", "-l"]}"#,
+        )
+        .unwrap();
+        assert_eq!(toml, json);
+        assert_eq!(toml.memory.unwrap().bytes(), 128 << 20);
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_line() {
+        let error = read("m.toml", "cpus = 1\nmemroy = \"1G\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("memroy") && error.contains("line 2"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1);
+        let error = read("m.json", r#"{"kernal": "x"}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("kernal"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_goes_over_the_file() {
+        let file = read("m.toml", "memory = \"128M\"\ncpus = 2\n").unwrap();
+        let over = MachineConfig {
+            cpus: Some(4),
+            ..MachineConfig::default()
+        };
+        let both = file.overlaid(over);
+        assert_eq!(
+            (both.cpus, both.memory.unwrap().bytes()),
+            (Some(4), 128 << 20)
+        );
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.toml");
+        fs::write(&path, "kernel = \"k/vmlinux\"\nrootfs = \"/abs\"\n").unwrap();
+        let config = MachineConfig::read(&path).unwrap();
+        assert_eq!(config.kernel.unwrap(), dir.path().join("k/vmlinux"));
+        assert_eq!(config.rootfs.unwrap(), Path::new("/abs"));
+    }
+
+    #[test]
+    fn impossible_memory_and_cpus_are_refused_with_what_is_possible() {
+        for bad in ["0", "1", "12345", "17000000", "x", "-1", "1.5G", ""] {
+            assert!(bad.parse::<MemorySize>().is_err(), "{bad}");
+        }
+        for bad in ["0", "33", "-1", "x", "256"] {
+            assert!(parse_cpus(bad).unwrap_err().contains("1 to 32"), "{bad}");
+        }
+        assert_eq!("64M".parse::<MemorySize>().unwrap().to_string(), "64M");
+    }
+}

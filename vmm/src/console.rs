@@ -1,0 +1,172 @@
+//! The user's terminal: raw while a guest has it, and as it was afterwards, however casita ends.
+
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic;
+use std::sync::Mutex;
+
+use casita_agent::spec::WindowSize;
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+
+/// What casita's standard input and output are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// A terminal that a person sits at.
+    Terminal(WindowSize),
+    /// Pipes or files.
+    Stream,
+    /// As `Stream`, and the input must not be read: it is closed, or a terminal that is in use by
+    /// another job.
+    OutputOnly,
+}
+
+impl Console {
+    /// Looks at the process's own standard streams.
+    pub fn detect() -> Self {
+        let (stdin, stdout) = (io::stdin(), io::stdout());
+        if !stdin.is_terminal() {
+            return match rustix::io::fcntl_getfd(&stdin) {
+                Ok(_) => Self::Stream,
+                Err(_) => Self::OutputOnly,
+            };
+        }
+        if tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
+            return Self::OutputOnly;
+        }
+        if !stdout.is_terminal() {
+            return Self::Stream;
+        }
+        let size = tcgetwinsize(&stdout).map_or((24, 80), |size| (size.ws_row, size.ws_col));
+        Self::Terminal(WindowSize {
+            rows: size.0,
+            cols: size.1,
+        })
+    }
+}
+
+/// Ctrl-], as in telnet: ends a VM that has the terminal and does not answer.
+const ESCAPE: u8 = 0x1d;
+/// Ctrl-D: ends the input of a line discipline that is in canonical mode.
+const END_OF_INPUT: u8 = 0x04;
+
+/// Casita's standard input as the guest's keyboard.
+pub struct ConsoleInput {
+    fd: OwnedFd,
+    /// Called when the user types [`ESCAPE`]; without one it is a byte like others.
+    on_escape: Option<Box<dyn Fn() + Send>>,
+    /// What the guest is told when the input has ended.
+    ending: Ending,
+    at_line_start: bool,
+}
+
+enum Ending {
+    /// Nothing: whoever sits at a terminal types Ctrl-D.
+    Silent,
+    /// As many Ctrl-D as end the input: a second one if the last line is not complete.
+    Due,
+}
+
+impl ConsoleInput {
+    /// The input that fits `console`, if it is to be read at all.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn new(
+        console: Console,
+        on_escape: impl Fn() + Send + 'static,
+    ) -> io::Result<Option<Self>> {
+        let (on_escape, ending) = match console {
+            Console::OutputOnly => return Ok(None),
+            Console::Stream => (None, Ending::Due),
+            Console::Terminal(_) => (
+                Some(Box::new(on_escape) as Box<dyn Fn() + Send>),
+                Ending::Silent,
+            ),
+        };
+        let fd = io::stdin().as_fd().try_clone_to_owned()?;
+        Ok(Some(Self {
+            fd,
+            on_escape,
+            ending,
+            at_line_start: true,
+        }))
+    }
+}
+
+impl Read for ConsoleInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = rustix::io::read(&self.fd, &mut *buffer)?;
+        if let Some(last) = buffer[..count].last() {
+            self.at_line_start = *last == b'\n';
+            if let (Some(on_escape), true) = (&self.on_escape, buffer[..count].contains(&ESCAPE)) {
+                on_escape();
+            }
+            return Ok(count);
+        }
+        if let (Ending::Due, Some(first)) = (&self.ending, buffer.first_mut()) {
+            *first = END_OF_INPUT;
+            if self.at_line_start {
+                self.ending = Ending::Silent;
+            }
+            self.at_line_start = true;
+            return Ok(1);
+        }
+        Ok(0)
+    }
+}
+
+impl AsFd for ConsoleInput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The settings to go back to.
+static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+
+/// A terminal in raw mode; it is restored when this is dropped, or on a panic before that.
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Puts the terminal at standard input into raw mode.
+    ///
+    /// # Errors
+    /// If it is none, or is gone.
+    pub fn enter() -> io::Result<Self> {
+        let fd = io::stdin().as_fd().try_clone_to_owned()?;
+        let before = tcgetattr(&fd)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        *saved() = Some((fd, before));
+        let guard = Self(());
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            restore();
+            hook(info);
+        }));
+        if let Some((fd, _)) = &*saved() {
+            tcsetattr(fd, OptionalActions::Now, &raw)?;
+        }
+        Ok(guard)
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn saved() -> std::sync::MutexGuard<'static, Option<(OwnedFd, Termios)>> {
+    SAVED
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn restore() {
+    if let Some((fd, before)) = saved().take() {
+        // Waits until what was written is out; a terminal that is gone needs nothing.
+        let _ = tcsetattr(&fd, OptionalActions::Drain, &before);
+    }
+}

@@ -1,0 +1,130 @@
+//! Everything that a machine reads and writes, opened and checked before any of it is made.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::assemble::AssembleError;
+use crate::config::{BootMode, MachineConfig, default_kernel};
+use crate::console::Console;
+use crate::dirs::Dirs;
+use crate::disk::{self, Disk, DiskSpec};
+use crate::guest;
+use crate::rootfs::{self, RootImage};
+
+/// A file and where it is.
+pub struct Opened {
+    /// The file, open for reading.
+    pub file: File,
+    /// Its path, for messages.
+    pub path: PathBuf,
+}
+
+/// The files of one machine.
+pub struct Files {
+    /// The guest kernel.
+    pub kernel: Opened,
+    /// The read-only root image.
+    pub root: Option<RootImage>,
+    /// The writable disk, locked.
+    pub disk: Option<Disk>,
+    /// The user's initrd.
+    pub initrd: Option<Opened>,
+}
+
+impl Files {
+    /// Opens what `config` names, or its defaults.
+    ///
+    /// # Errors
+    /// If a file is missing, not what it should be, or in use.
+    pub fn open(config: &MachineConfig, dirs: &Dirs) -> Result<Self, AssembleError> {
+        let kernel = match &config.kernel {
+            Some(path) => path.clone(),
+            None => default_kernel(dirs)?,
+        };
+        let kernel = open_file("kernel", &kernel)?;
+        let initrd = config
+            .initrd
+            .as_deref()
+            .map(|path| open_file("initrd", path))
+            .transpose()?;
+        let agent = config.boot.unwrap_or_default() == BootMode::Agent;
+        if !agent && config.rootfs.is_none() && initrd.is_none() {
+            return Err(AssembleError::NothingToBoot);
+        }
+        if let (false, Some(word)) = (agent, config.command.first()) {
+            return Err(AssembleError::CommandInPlainBoot(word.clone()));
+        }
+        let root = match &config.rootfs {
+            Some(path) => Some(rootfs::open(path, dirs)?),
+            None if agent => Some(rootfs::builtin(dirs)?),
+            None => None,
+        };
+        let disk = match config.disk.clone() {
+            Some(spec) => Some(kept(spec, config.name.as_deref())),
+            None => agent.then_some(DiskSpec::Temporary {
+                size: disk::DEFAULT_SIZE,
+            }),
+        };
+        let disk = disk.map(|spec| disk::open(&spec, dirs)).transpose()?;
+        Ok(Self {
+            kernel,
+            root,
+            disk,
+            initrd,
+        })
+    }
+
+    /// The initrd with casita's agent, unless the boot is plain.
+    ///
+    /// # Errors
+    /// If a name or an argument can't be given to a guest.
+    pub fn agent_initrd(
+        &self,
+        config: &MachineConfig,
+        console: Console,
+    ) -> Result<Option<Vec<u8>>, AssembleError> {
+        match (config.boot.unwrap_or_default(), &self.root) {
+            (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
+                config,
+                root.fs,
+                self.disk.is_some(),
+                console,
+            )?)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The disk of a VM with a name is kept under that name.
+fn kept(spec: DiskSpec, name: Option<&str>) -> DiskSpec {
+    match (spec, name) {
+        (DiskSpec::Temporary { size }, Some(name)) => DiskSpec::Named {
+            name: name.to_owned(),
+            size: Some(size),
+        },
+        (spec, _) => spec,
+    }
+}
+
+/// Opens a regular file for reading; never waits, whatever `path` is.
+fn open_file(what: &'static str, path: &Path) -> Result<Opened, AssembleError> {
+    let failed = |source| AssembleError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("not a regular file")));
+    }
+    Ok(Opened {
+        file,
+        path: path.to_owned(),
+    })
+}

@@ -1,0 +1,140 @@
+//! What the guest is told: its command line and, when casita's agent runs in it, its spec.
+
+use casita_agent::initrd;
+use casita_agent::spec::{FsType, GuestSpec, Mount, SpecError};
+use casita_boot::{Cmdline, CmdlineError};
+
+use crate::config::{BootMode, MachineConfig};
+use crate::console::Console;
+
+/// The agent's program, built by `build.rs`.
+static AGENT: &[u8] = include_bytes!(env!("CASITA_AGENT"));
+
+/// The root image's device; it is the first on the bus.
+const ROOT_DEVICE: &str = "/dev/vda";
+/// The writable disk's device; it is the second.
+const DISK_DEVICE: &str = "/dev/vdb";
+
+/// For every guest: the serial port is the console, and a kernel that panics resets the machine,
+/// which ends it.
+const CONSOLE: &str = "console=ttyS0";
+const PANIC: &str = "panic=-1";
+
+/// For our own boot: nothing printed before the command but errors, no wait for slow hardware that
+/// is not there, entropy from the CPU.
+const AGENT_BOOT: &str = "quiet loglevel=3 reboot=t pci=off i8042.noaux i8042.nokbd tsc=reliable no_timer_check random.trust_cpu=on";
+
+/// The kernel's command line for `config`, whose root image is attached if `root` is true.
+///
+/// # Errors
+/// If the user's part has a NUL or is too long.
+pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineError> {
+    let own = config.cmdline.as_deref().unwrap_or_default();
+    let says = |name: &str| own.split_whitespace().any(|word| word.starts_with(name));
+    let mut line = Cmdline::new("")?;
+    if !says("console=") {
+        line.push(CONSOLE)?;
+    }
+    if !says("panic=") {
+        line.push(PANIC)?;
+    }
+    match config.boot.unwrap_or_default() {
+        BootMode::Agent => line.push(AGENT_BOOT)?,
+        BootMode::Plain if root && config.initrd.is_none() && !says("root=") => {
+            line.push(format!("root={ROOT_DEVICE} ro"))?;
+        }
+        BootMode::Plain => {}
+    }
+    line.push(own)?;
+    Ok(line)
+}
+
+/// The initrd with the agent and its spec: the command of `config` on a root image of type
+/// `root`, at `console`.
+///
+/// # Errors
+/// If a name or an argument can't be given to a guest.
+pub fn agent_initrd(
+    config: &MachineConfig,
+    root: FsType,
+    disk: bool,
+    console: Console,
+) -> Result<Vec<u8>, SpecError> {
+    let mut env = Vec::new();
+    if let (Console::Terminal(_), Some(term)) = (console, std::env::var_os("TERM")) {
+        env.push([b"TERM=", term.as_encoded_bytes()].concat());
+    }
+    let spec = GuestSpec {
+        hostname: config.name.clone().unwrap_or_else(|| "casita".to_owned()),
+        root: Mount {
+            device: ROOT_DEVICE.to_owned(),
+            fs: root,
+        },
+        disk: disk.then(|| Mount {
+            device: DISK_DEVICE.to_owned(),
+            fs: FsType::Ext4,
+        }),
+        command: config
+            .command
+            .iter()
+            .map(|word| word.clone().into_bytes())
+            .collect(),
+        env,
+        workdir: Vec::new(),
+        terminal: match console {
+            Console::Terminal(size) => Some(size),
+            Console::Stream | Console::OutputOnly => None,
+        },
+        stdin_open: console != Console::OutputOnly,
+    };
+    initrd::build(AGENT, &spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(config: &MachineConfig) -> String {
+        String::from_utf8(cmdline(config, true).unwrap().as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_plain_boot_adds_only_what_the_user_does_not_say() {
+        let mut config = MachineConfig {
+            boot: Some(BootMode::Plain),
+            ..MachineConfig::default()
+        };
+        assert_eq!(line(&config), "console=ttyS0 panic=-1 root=/dev/vda ro");
+        config.cmdline = Some("root=/dev/vdb rw console=tty0 panic=5 init=/bin/sh".to_owned());
+        assert_eq!(
+            line(&config),
+            "root=/dev/vdb rw console=tty0 panic=5 init=/bin/sh"
+        );
+        config.cmdline = None;
+        config.initrd = Some("initrd".into());
+        assert_eq!(line(&config), "console=ttyS0 panic=-1");
+    }
+
+    #[test]
+    fn the_users_parameters_come_last_so_that_they_win() {
+        let config = MachineConfig {
+            cmdline: Some("loglevel=7".to_owned()),
+            ..MachineConfig::default()
+        };
+        assert!(line(&config).ends_with(" loglevel=7"), "{}", line(&config));
+    }
+
+    #[test]
+    fn a_nul_in_the_command_line_or_in_an_argument_is_refused() {
+        let config = MachineConfig {
+            cmdline: Some("a\0b".to_owned()),
+            ..MachineConfig::default()
+        };
+        assert!(cmdline(&config, true).is_err());
+        let config = MachineConfig {
+            command: vec!["a\0b".to_owned()],
+            ..MachineConfig::default()
+        };
+        assert!(agent_initrd(&config, FsType::Erofs, true, Console::Stream).is_err());
+    }
+}

@@ -1,0 +1,24 @@
+//! Casita: a KVM micro-VM monitor. This crate alone knows KVM.
+//!
+//! [`assemble`] is the recipe that makes a machine from a [`config::MachineConfig`]; [`machine`]
+//! owns what it made until the guest ends; [`vcpu`] is the loop between guest and devices.
+
+pub mod assemble;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod dirs;
+pub mod disk;
+pub mod doctor;
+pub mod files;
+pub mod guest;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod platform;
+pub mod progress;
+pub mod rootfs;
+pub mod signals;
+pub mod staging;
+pub mod stats;
+pub mod vcpu;

@@ -1,0 +1,226 @@
+//! A machine and its one owner: everything of a VM lives here, and only the thread that calls
+//! [`Machine::run`] decides about its end. Others tell it of [`Event`]s.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use casita_devices::event_loop::{EventLoop, Registration};
+use casita_devices::power::PowerEvent;
+use casita_devices::serial::{Serial, SerialTasks};
+use casita_devices::stamp::{StampDevice, monotonic_ns};
+use casita_devices::virtio::transport::mmio::MmioTransport;
+use kvm_ioctls::VcpuFd;
+
+use crate::kvm::vm::Vm;
+use crate::signals::SignalHandler;
+use crate::stats::RunStats;
+use crate::vcpu::{Buses, VcpuFailure, VcpuThread};
+
+/// What can happen to a machine that its owner must know.
+#[derive(Debug)]
+pub enum Event {
+    /// The guest wrote a power register.
+    Power(PowerEvent),
+    /// A signal that ends casita arrived.
+    Signal(i32),
+    /// The user typed the console's escape key.
+    Escape,
+    /// A vCPU can't go on.
+    VcpuFailed {
+        /// Which.
+        index: u8,
+        /// Why.
+        failure: VcpuFailure,
+    },
+    /// A thread of ours panicked.
+    Panicked {
+        /// Which.
+        thread: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// Tells a machine's owner of events.
+#[derive(Clone)]
+pub struct EventSender(Sender<Event>);
+
+impl EventSender {
+    /// Tells it; a machine that has ended already does not care.
+    pub fn send(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+}
+
+/// The two ends of a machine's events.
+pub fn events() -> (EventSender, Receiver<Event>) {
+    let (sender, receiver) = channel();
+    (EventSender(sender), receiver)
+}
+
+/// What a panic said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub enum End {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
+    /// The user left by the console's escape key.
+    Escape,
+    /// A signal asked for the end.
+    Signal(i32),
+    /// It could not go on.
+    Failed(Failure),
+}
+
+/// Why a machine could not go on.
+#[derive(Debug)]
+pub enum Failure {
+    /// A vCPU can't.
+    Vcpu(u8, VcpuFailure),
+    /// A thread of ours panicked.
+    Panic(String, String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vcpu(index, failure) => write!(f, "vCPU {index}: {failure}"),
+            Self::Panic(thread, message) => {
+                write!(
+                    f,
+                    "casita's own thread {thread} panicked, which is a bug of casita's: {message}"
+                )
+            }
+        }
+    }
+}
+
+/// What a machine leaves behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// The command's exit status, if the guest's agent told one.
+    pub exit_status: Option<u8>,
+    /// What the run cost.
+    pub stats: RunStats,
+}
+
+/// The devices that their owner still talks to.
+pub struct Devices {
+    /// The console.
+    pub serial: Serial,
+    /// Its work on the I/O thread.
+    pub serial_tasks: SerialTasks,
+    /// The guest's own account of its boot and of its command's end.
+    pub stamps: Arc<StampDevice>,
+    /// All virtio devices, by their place on the bus.
+    pub virtio: Vec<Arc<MmioTransport>>,
+}
+
+/// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
+/// the VM that owns it.
+pub struct Machine {
+    /// The vCPUs, ready to run.
+    pub vcpus: Vec<VcpuFd>,
+    /// Where their exits go.
+    pub buses: Buses,
+    /// The devices.
+    pub devices: Devices,
+    /// Signals that end casita, on the I/O thread.
+    pub signals: Registration<SignalHandler>,
+    /// The I/O thread: all queues, the console's input, signals.
+    pub io: EventLoop,
+    /// KVM's part, and guest memory.
+    pub vm: Vm,
+    /// For those who tell.
+    pub sender: EventSender,
+    /// What they told.
+    pub events: Receiver<Event>,
+    /// What the start cost so far.
+    pub stats: RunStats,
+}
+
+impl Machine {
+    /// Runs the guest until its end.
+    ///
+    /// # Errors
+    /// If the host has no thread left for a vCPU.
+    pub fn run(mut self) -> io::Result<Outcome> {
+        let mut running: Vec<VcpuThread> = Vec::new();
+        let mut started = Ok(());
+        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
+            match VcpuThread::spawn(index, fd, self.buses.clone(), self.sender.clone()) {
+                Ok(thread) => running.push(thread),
+                Err(error) => {
+                    started = Err(error);
+                    break;
+                }
+            }
+        }
+        // The loop has a sender of its own, so `recv` does not fail while the machine lives.
+        let end = started.map(|()| self.events.recv().map_or(End::PowerOff, End::from));
+        running.iter().for_each(VcpuThread::request_stop);
+        self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
+        let reports: Vec<_> = running.into_iter().map(VcpuThread::join).collect();
+        let mut stats = self.stats;
+        if let Some(boot) = reports.first() {
+            stats.stage("first-kvm-run", boot.first_run_ns);
+        }
+        for report in &reports {
+            stats.exits.add(&report.exits);
+        }
+        stats.guest_stamps(&self.devices.stamps.stamps());
+        stats.stage("end", monotonic_ns());
+        let status = self.devices.stamps.exit_status();
+        let exit_status = status.map(|status| u8::try_from(status).unwrap_or(u8::MAX));
+        Ok(Outcome {
+            end: end?,
+            exit_status,
+            stats,
+        })
+    }
+
+    /// Writes out what the guest has sent. After an end that the guest chose, all of it, however
+    /// long its reader takes, unless a signal says that it is enough.
+    fn finish_output(&self, patient: bool) {
+        const PATIENCE: Duration = Duration::from_millis(200);
+        while self.devices.serial.drain(PATIENCE) > 0 && patient {
+            if let Ok(Event::Signal(_) | Event::Escape) = self.events.try_recv() {
+                break;
+            }
+        }
+        self.devices.serial.release();
+    }
+}
+
+impl End {
+    fn is_the_guests(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset)
+    }
+}
+
+impl From<Event> for End {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Power(PowerEvent::Off) => Self::PowerOff,
+            Event::Power(PowerEvent::Reset) => Self::Reset,
+            Event::Signal(number) => Self::Signal(number),
+            Event::Escape => Self::Escape,
+            Event::VcpuFailed { index, failure } => Self::Failed(Failure::Vcpu(index, failure)),
+            Event::Panicked { thread, message } => Self::Failed(Failure::Panic(thread, message)),
+        }
+    }
+}

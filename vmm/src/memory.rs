@@ -1,0 +1,326 @@
+//! The guest's RAM: private anonymous memory, with the kernel's pages mapped over it from its file
+//! so that all guests of one host share them until they write.
+
+#![allow(unsafe_code, reason = "mapping a file over guest RAM")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use casita_boot::{BootPlan, FileCopy, FileMapping, GuestRange, MemoryLayout, PlanFile};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// Why guest memory could not be made or filled.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// More than the host has.
+    #[error("{asked} MiB of guest memory are more than this host's {host} MiB")]
+    MoreThanHost {
+        /// MiB asked for.
+        asked: u64,
+        /// MiB in the host.
+        host: u64,
+    },
+    /// The host has no address space or memory left.
+    #[error("the host could not reserve {mib} MiB of guest memory")]
+    Reserve {
+        /// MiB asked for.
+        mib: u64,
+        /// The host's answer.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// The kernel or initrd could not be mapped.
+    #[error("{len} bytes of the {file} could not be mapped to guest address {addr:#x}")]
+    Map {
+        /// Which file.
+        file: &'static str,
+        /// Guest-physical address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel or initrd could not be read.
+    #[error("{len} bytes of the {file} at offset {offset} could not be read")]
+    Read {
+        /// Which file.
+        file: &'static str,
+        /// Offset in it, in bytes.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A plan that does not fit its memory.
+    #[error("guest address {addr:#x} is not in RAM")]
+    NotRam {
+        /// Guest-physical address.
+        addr: u64,
+    },
+}
+
+/// The guest's RAM. Clones share it.
+#[derive(Clone)]
+pub struct GuestRam {
+    memory: Arc<GuestMemoryMmap>,
+    layout: MemoryLayout,
+}
+
+/// The files that a plan's mappings and copies refer to.
+pub struct PlanFiles<'a> {
+    /// The kernel.
+    pub kernel: &'a File,
+    /// By part of the initrd: its file, if it is one.
+    pub initrd: &'a [Option<&'a File>],
+}
+
+impl PlanFiles<'_> {
+    fn get(&self, file: PlanFile) -> (Option<&File>, &'static str) {
+        match file {
+            PlanFile::Kernel => (Some(self.kernel), "kernel"),
+            PlanFile::Initrd(part) => (self.initrd.get(part).copied().flatten(), "initrd"),
+        }
+    }
+}
+
+impl GuestRam {
+    /// Reserves RAM as `layout` says. Nothing is committed: the host gives pages as they are
+    /// touched.
+    ///
+    /// # Errors
+    /// If that is more than the host has, or more than it will reserve.
+    pub fn new(layout: MemoryLayout) -> Result<Self, MemoryError> {
+        const MIB: u64 = 1 << 20;
+        let host = host_memory();
+        if layout.bytes() > host {
+            return Err(MemoryError::MoreThanHost {
+                asked: layout.bytes() / MIB,
+                host: host / MIB,
+            });
+        }
+        let ranges: Vec<_> = layout
+            .ram_ranges()
+            .map(|range| (GuestAddress(range.start), range.len as usize))
+            .collect();
+        let memory =
+            GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Reserve {
+                mib: layout.bytes() / MIB,
+                source,
+            })?;
+        Ok(Self {
+            memory: Arc::new(memory),
+            layout,
+        })
+    }
+
+    /// The memory itself.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+
+    /// Where it lies.
+    pub fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    /// Carries out a boot plan's mappings, copies and blobs.
+    ///
+    /// # Errors
+    /// If a file can't be mapped or read.
+    pub fn load(&self, plan: &BootPlan, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
+        for mapping in &plan.mappings {
+            self.map(mapping, files)?;
+        }
+        for copy in &plan.copies {
+            self.copy(copy, files)?;
+        }
+        for blob in &plan.blobs {
+            self.memory
+                .write_slice(&blob.bytes, GuestAddress(blob.guest_addr))
+                .map_err(|_| MemoryError::NotRam {
+                    addr: blob.guest_addr,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// The host address of a range that must lie in RAM.
+    fn host_range(&self, addr: u64, len: u64) -> Result<*mut u8, MemoryError> {
+        let not_ram = MemoryError::NotRam { addr };
+        let inside = GuestRange::new(addr, len).is_some_and(|range| self.layout.is_ram(&range));
+        match self.memory.get_host_address(GuestAddress(addr)) {
+            Ok(host) if inside => Ok(host),
+            _ => Err(not_ram),
+        }
+    }
+
+    fn map(&self, mapping: &FileMapping, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
+        let FileMapping {
+            guest_addr: addr,
+            file_offset,
+            len,
+            ..
+        } = *mapping;
+        let host = self.host_range(addr, len)?;
+        let (file, name) = files.get(mapping.file);
+        let failed = |source| MemoryError::Map {
+            file: name,
+            addr,
+            len,
+            source,
+        };
+        let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let offset = libc::off_t::try_from(file_offset)
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        // SAFETY: the range lies inside one mapping of guest RAM that `self.memory` owns, so what
+        // MAP_FIXED replaces is ours; guest RAM is only ever read through volatile accesses. The
+        // region unmaps the whole range when it is dropped.
+        let mapped = unsafe {
+            libc::mmap(
+                host.cast(),
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    fn copy(&self, copy: &FileCopy, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
+        const CHUNK: u64 = 1 << 20;
+        let (file, name) = files.get(copy.file);
+        let failed = |source| MemoryError::Read {
+            file: name,
+            offset: copy.file_offset,
+            len: copy.len,
+            source,
+        };
+        let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let mut buffer = vec![0; copy.len.min(CHUNK) as usize];
+        let mut done = 0;
+        while done < copy.len {
+            let chunk = &mut buffer[..(copy.len - done).min(CHUNK) as usize];
+            file.read_exact_at(chunk, copy.file_offset + done)
+                .map_err(failed)?;
+            let addr = copy.guest_addr + done;
+            self.memory
+                .write_slice(chunk, GuestAddress(addr))
+                .map_err(|_| MemoryError::NotRam { addr })?;
+            done += chunk.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// All memory of the host, in bytes.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ram(mib: u64) -> GuestRam {
+        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap()).unwrap()
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn files(kernel: &File) -> PlanFiles<'_> {
+        PlanFiles {
+            kernel,
+            initrd: &[],
+        }
+    }
+
+    fn read(ram: &GuestRam, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        ram.memory()
+            .read_slice(&mut bytes, GuestAddress(addr))
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_mapped_kernel_is_seen_in_the_guest_and_its_file_stays_as_it_was() {
+        let (ram, kernel) = (ram(32), file(&[7; 8192]));
+        let mapping = FileMapping {
+            file: PlanFile::Kernel,
+            guest_addr: MIB,
+            file_offset: 4096,
+            len: 4096,
+        };
+        ram.map(&mapping, &files(&kernel)).unwrap();
+        assert_eq!(read(&ram, MIB, 4096), vec![7; 4096]);
+        assert_eq!(read(&ram, MIB + 4096, 1), [0]);
+        ram.memory().write_slice(&[9], GuestAddress(MIB)).unwrap();
+        let mut byte = [0];
+        kernel.read_exact_at(&mut byte, 4096).unwrap();
+        assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn a_mapping_outside_ram_is_refused() {
+        let (ram, kernel) = (ram(32), file(&[7; 8192]));
+        for (guest_addr, len) in [
+            (32 * MIB, 4096),
+            (32 * MIB - 4096, 8192),
+            (u64::MAX - 4095, 8192),
+        ] {
+            let mapping = FileMapping {
+                file: PlanFile::Kernel,
+                guest_addr,
+                file_offset: 0,
+                len,
+            };
+            let error = ram.map(&mapping, &files(&kernel)).unwrap_err();
+            assert!(matches!(error, MemoryError::NotRam { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_a_file_that_shrank_is_an_error() {
+        let (ram, kernel) = (ram(32), file(&[7; 100]));
+        let copy = FileCopy {
+            file: PlanFile::Kernel,
+            guest_addr: MIB,
+            file_offset: 50,
+            len: 51,
+        };
+        let error = ram.copy(&copy, &files(&kernel)).unwrap_err();
+        assert!(matches!(error, MemoryError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_is_refused() {
+        let error = GuestRam::new(MemoryLayout::new(1 << 40).unwrap())
+            .err()
+            .unwrap();
+        assert!(
+            error.to_string().contains("more than this host's"),
+            "{error}"
+        );
+    }
+}
