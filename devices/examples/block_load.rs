@@ -54,7 +54,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Engine::Uring
         },
         dedicated_thread: arg(6, "shared") == "own",
-        dedicated_thread: arg(6, "shared") == "own",
         ..BlockConfig::default()
     };
     let block = Block::new(file, Path::new(&path), &config)?;

@@ -33,7 +33,7 @@ use thiserror::Error;
 use crate::config::{ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::console::{Console, ConsoleInput};
 use crate::dirs::Dirs;
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, NewFile};
 use crate::files::{Files, Opened};
 use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::vm::{KvmError, Vm};
@@ -151,6 +151,7 @@ pub fn assemble(
     stats.stage("kvm-opened", monotonic_ns());
 
     let files = Files::open(config, around.dirs)?;
+    let new_disk = files.disk.as_ref().map(NewFile::of);
     let agent_initrd = files.agent_initrd(config, around.console)?;
     let cmdline = guest::cmdline(config, files.root.is_some())?;
     stats.stage("files-opened", monotonic_ns());
@@ -193,6 +194,9 @@ pub fn assemble(
     let vcpus = make_vcpus(&kvm, &vm, vcpu_count, &entry)?;
     stats.stage("vcpus-made", monotonic_ns());
 
+    if let Some(file) = new_disk {
+        file.keep();
+    }
     Ok(Machine {
         vcpus,
         buses: Buses {

@@ -9,7 +9,7 @@ use crate::assemble::AssembleError;
 use crate::config::{BootMode, MachineConfig, default_kernel};
 use crate::console::Console;
 use crate::dirs::Dirs;
-use crate::disk::{self, Disk, DiskSpec};
+use crate::disk::{self, Disk, DiskSpec, Expect};
 use crate::guest;
 use crate::rootfs::{self, RootImage};
 
@@ -67,7 +67,14 @@ impl Files {
                 size: disk::DEFAULT_SIZE,
             }),
         };
-        let disk = disk.map(|spec| disk::open(&spec, dirs)).transpose()?;
+        let expect = if agent {
+            Expect::Ext4
+        } else {
+            Expect::Anything
+        };
+        let disk = disk
+            .map(|spec| disk::open(&spec, expect, dirs))
+            .transpose()?;
         Ok(Self {
             kernel,
             root,

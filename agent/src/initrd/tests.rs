@@ -1,5 +1,4 @@
 use std::process::{Command, Stdio};
-use std::string::ToString;
 
 use super::*;
 use crate::spec::{FsType, Mount};
@@ -151,6 +150,6 @@ fn cpio_lists_the_archive() {
     );
     let listed = String::from_utf8(output.stdout).unwrap();
     let expected = "dev dev/console image disk root hosts hostname casita.spec init";
-    let listed = listed.lines().collect::<Vec<_>>().join(" ").to_string();
+    let listed = listed.lines().collect::<Vec<_>>().join(" ");
     assert_eq!(listed, expected);
 }

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::progress;
+
 /// Casita's own failure, as opposed to the command's exit status.
 pub const EXIT_CASITA: u8 = 125;
 
@@ -146,6 +148,7 @@ fn init_log(global: Global) {
         (false, 1) => LevelFilter::Info,
         (false, _) => LevelFilter::Debug,
     };
+    progress::set_quiet(global.quiet);
     if log::set_logger(&StderrLog).is_ok() {
         log::set_max_level(level);
     }

@@ -33,6 +33,15 @@ pub use spec::{
 pub(crate) use ext4::Superblock;
 pub(crate) use file::{open_regular, special};
 
+/// What a machine expects on an existing disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// An ext4 file system, or nothing yet: casita's agent mounts it.
+    Ext4,
+    /// Whatever it is: the image's own init deals with it.
+    Anything,
+}
+
 /// An open disk that no other machine can open until `file` is closed.
 #[derive(Debug)]
 pub struct Disk {
@@ -44,6 +53,8 @@ pub struct Disk {
     pub len: u64,
     /// Whether it was formatted just now.
     pub fresh: bool,
+    /// Whether its file was made just now, and has a name.
+    pub created: bool,
 }
 
 /// Opens, and where needed makes and formats, the disk that `spec` names, and locks it.
@@ -51,7 +62,7 @@ pub struct Disk {
 /// # Errors
 /// [`DiskError`]. On failure no new file is left, and an existing one is as it was unless
 /// formatting an all-zero one was cut off.
-pub fn open(spec: &DiskSpec, dirs: &Dirs) -> Result<Disk, DiskError> {
+pub fn open(spec: &DiskSpec, expect: Expect, dirs: &Dirs) -> Result<Disk, DiskError> {
     match spec {
         DiskSpec::Temporary { size } => {
             let template = template::get(check_size(*size)?, Kind::Temporary, dirs)?;
@@ -65,15 +76,54 @@ pub fn open(spec: &DiskSpec, dirs: &Dirs) -> Result<Disk, DiskError> {
                 path,
                 len: *size,
                 fresh: true,
+                created: false,
             })
         }
         DiskSpec::Named { name, size } => {
             check_name(name)?;
             let path = folder(dirs)?.join(format!("{name}.raw"));
             let size_if_new = Some(size.unwrap_or(DEFAULT_SIZE));
-            open_or_create(&path, *size, size_if_new, OFlags::NOFOLLOW, dirs)
+            let found = Found {
+                size: *size,
+                expect,
+                flags: OFlags::NOFOLLOW,
+            };
+            open_or_create(&path, found, size_if_new, dirs)
         }
-        DiskSpec::File { path, size } => open_or_create(path, *size, *size, OFlags::empty(), dirs),
+        DiskSpec::File { path, size } => {
+            let found = Found {
+                size: *size,
+                expect,
+                flags: OFlags::empty(),
+            };
+            open_or_create(path, found, *size, dirs)
+        }
+    }
+}
+
+/// A disk file that was made for a machine that is not there yet: removed again unless it is kept.
+#[derive(Debug)]
+pub struct NewFile(Option<PathBuf>);
+
+impl NewFile {
+    /// Watches over `disk`'s file, if it was just made.
+    pub fn of(disk: &Disk) -> Self {
+        let made = disk.created && is_at(&disk.file, &disk.path).unwrap_or(false);
+        Self(made.then(|| disk.path.clone()))
+    }
+
+    /// The machine is there: the file stays.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Nobody else has it: its lock is still ours.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -84,16 +134,23 @@ fn folder(dirs: &Dirs) -> Result<PathBuf, DiskError> {
     Ok(folder)
 }
 
+/// How a disk that is there already is opened, and what it is to be.
+#[derive(Clone, Copy)]
+struct Found {
+    size: Option<u64>,
+    expect: Expect,
+    flags: OFlags,
+}
+
 fn open_or_create(
     path: &Path,
-    expected: Option<u64>,
+    found: Found,
     size_if_new: Option<u64>,
-    flags: OFlags,
     dirs: &Dirs,
 ) -> Result<Disk, DiskError> {
     // Others may make or remove the file meanwhile; more than a few times is not chance.
     for _ in 0..8 {
-        if let Some(disk) = open_existing(path, expected, flags, dirs)? {
+        if let Some(disk) = open_existing(path, found, dirs)? {
             return Ok(disk);
         }
         let size = size_if_new.ok_or_else(|| DiskError::Missing(path.to_owned()))?;
@@ -105,12 +162,12 @@ fn open_or_create(
 }
 
 /// `None` when there is no such file.
-fn open_existing(
-    path: &Path,
-    expected: Option<u64>,
-    flags: OFlags,
-    dirs: &Dirs,
-) -> Result<Option<Disk>, DiskError> {
+fn open_existing(path: &Path, found: Found, dirs: &Dirs) -> Result<Option<Disk>, DiskError> {
+    let Found {
+        size,
+        expect,
+        flags,
+    } = found;
     let looked_at = if flags.contains(OFlags::NOFOLLOW) {
         path.symlink_metadata()
     } else {
@@ -135,8 +192,9 @@ fn open_existing(
     }
     // Only now: until it was locked, another machine could be making it.
     let len = file.metadata().map_err(io)?.len();
-    check_len(path, len, expected)?;
+    check_len(path, len, size)?;
     let fresh = match content(&file, len).map_err(io)? {
+        _ if expect == Expect::Anything => false,
         Content::Ext4(superblock) if superblock.len > len => {
             return Err(DiskError::Truncated {
                 path: path.to_owned(),
@@ -166,6 +224,7 @@ fn open_existing(
         path: path.to_owned(),
         len,
         fresh,
+        created: false,
     }))
 }
 
@@ -222,6 +281,7 @@ fn create(path: &Path, len: u64, dirs: &Dirs) -> Result<Option<Disk>, DiskError>
             path: path.to_owned(),
             len,
             fresh: true,
+            created: true,
         })),
         Err(rustix::io::Errno::EXIST) => Ok(None),
         Err(error) => Err(DiskError::io("make", path, error)),

@@ -43,7 +43,7 @@ impl Lab {
     }
 
     fn open(&self, spec: &DiskSpec) -> Result<Disk, DiskError> {
-        open(spec, &self.dirs)
+        open(spec, Expect::Ext4, &self.dirs)
     }
 
     fn refusal(&self, spec: &DiskSpec) -> String {
@@ -106,6 +106,38 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+#[test]
+fn a_new_file_goes_again_unless_its_machine_was_made() {
+    let test = "a_new_file_goes_again_unless_its_machine_was_made";
+    let Some(lab) = lab(test, &["mke2fs"]) else {
+        return;
+    };
+    let disk = lab.open(&lab.file("d.raw", Some(MIN_SIZE))).unwrap();
+    drop(NewFile::of(&disk));
+    assert!(!disk.path.exists());
+    let disk = lab.open(&lab.file("d.raw", Some(MIN_SIZE))).unwrap();
+    NewFile::of(&disk).keep();
+    assert!(disk.path.exists());
+    drop(disk);
+    let found = lab.open(&lab.file("d.raw", None)).unwrap();
+    drop(NewFile::of(&found));
+    assert!(found.path.exists(), "it was there before");
+}
+
+#[test]
+fn a_disk_for_the_images_own_init_may_hold_anything() {
+    let Some(lab) = lab("a_disk_for_the_images_own_init_may_hold_anything", &[]) else {
+        return;
+    };
+    let spec = lab.file("mbr.raw", None);
+    let DiskSpec::File { path, .. } = &spec else {
+        panic!("a file")
+    };
+    std::fs::write(path, vec![0x55; 1 << 20]).unwrap();
+    assert!(matches!(lab.open(&spec), Err(DiskError::Foreign(_))));
+    assert!(!open(&spec, Expect::Anything, &lab.dirs).unwrap().fresh);
 }
 
 #[test]
@@ -393,6 +425,7 @@ fn a_full_host_leaves_no_disk_behind() {
                     path: path.clone(),
                     size,
                 },
+                Expect::Ext4,
                 &dirs,
             )
             .unwrap_err()

@@ -152,8 +152,7 @@ pub fn require_usable(kvm: &Kvm, dirs: &Dirs) -> Result<(), String> {
         Ok(findings) if findings.usable() => {
             if let Some(marker) = passed {
                 // A marker that can't be written costs the next start a millisecond.
-                let _ = marker.parent().map_or(Ok(()), fs::create_dir_all);
-                let _ = fs::write(marker, b"");
+                let _ = Dirs::ensure(&dirs.runtime()).map(|()| fs::write(marker, b""));
             }
             Ok(())
         }
