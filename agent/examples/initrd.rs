@@ -40,6 +40,7 @@ fn parse(
         hostname: "casita".into(),
         root: mount("/dev/vda", fs),
         disk: None,
+        keep_disk: true,
         command: Vec::new(),
         env: Vec::new(),
         workdir: Vec::new(),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: [u8; 8] = *b"CASITA\0\x01";
 
 /// The version of the body's layout.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest body, in bytes.
 pub const MAX_BODY_LEN: usize = 1 << 20;
@@ -33,6 +33,8 @@ pub struct GuestSpec {
     pub root: Mount,
     /// The disk that takes what the guest writes; without one, memory does.
     pub disk: Option<Mount>,
+    /// Whether the disk outlives the machine. If it does not, nothing waits for it at the end.
+    pub keep_disk: bool,
     /// The command and its arguments; empty for a shell.
     pub command: Vec<Vec<u8>>,
     /// Variables of the command's environment, as `NAME=value`. They go before the agent's own

@@ -1,113 +1,135 @@
-//! Drives a disk through its transport without a guest, and prints what the device's side costs:
-//! `block_load FILE [read|write|randread|randwrite] [SIZE] [DEPTH] [sync|uring] [SECONDS] [shared|own]`.
+//! Drives a disk through its transport without a guest, and prints what the device's side costs.
+//! The file is written to.
+//!
+//! `block_load FILE [read|write|randread|randwrite] [SIZE] [DEPTH] [sync|uring] [SECONDS]
+//! [shared|own]`
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "figures for people, not for computing on"
+)]
 
+use std::error::Error;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use casita_devices::bus::BusDevice;
 use casita_devices::event_loop::EventLoop;
-use casita_devices::interrupt::Interrupt;
 use casita_devices::testing::{CountingInterrupt, FakeDriver};
 use casita_devices::virtio::block::{Block, BlockConfig, Engine};
 use casita_devices::virtio::transport::mmio::MmioTransport;
-use usage::Usage;
+use rustix::time::{ClockId, clock_gettime};
 
-/// CPU time of the whole process and of this thread.
-mod usage {
-    use std::time::Duration;
+struct Load {
+    write: bool,
+    random: bool,
+    size: u32,
+    depth: u64,
+    blocks: u64,
+    time: Duration,
+}
 
-    use rustix::time::{ClockId, clock_gettime};
-
-    pub struct Usage;
-
-    impl Usage {
-        fn read(clock: ClockId) -> Duration {
-            let time = clock_gettime(clock);
-            Duration::new(
-                time.tv_sec.try_into().unwrap_or(0),
-                time.tv_nsec.try_into().unwrap_or(0),
-            )
+impl Load {
+    /// The place of request `number`, as a count of blocks.
+    fn block(&self, number: u64) -> u64 {
+        if self.random {
+            // Multiplying by an odd number visits blocks in no order that a read-ahead knows.
+            number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.blocks
+        } else {
+            number % self.blocks
         }
+    }
 
-        /// All threads but the caller's, which plays the guest.
-        pub fn of_the_device() -> Duration {
-            Self::read(ClockId::ProcessCPUTime) - Self::read(ClockId::ThreadCPUTime)
+    fn send(&self, driver: &mut FakeDriver, number: u64, data: &[u8]) {
+        let sector = self.block(number) * u64::from(self.size) / 512;
+        let mut header = [0; 16];
+        header[0] = u8::from(self.write);
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        if self.write {
+            driver.send(0, &[&header, data], &[1]);
+        } else {
+            driver.send(0, &[&header], &[self.size, 1]);
         }
+    }
+
+    /// Keeps `depth` requests outstanding; returns how many were served, and kicks.
+    fn run(&self, driver: &mut FakeDriver) -> (u64, u64) {
+        // The driver has little memory, and takes it anew only when nothing is outstanding.
+        let batch = if self.size < 1 << 16 { 1 } else { self.depth };
+        let data = vec![0x5a; self.size as usize];
+        let (mut sent, mut done, mut kicks) = (0, 0, 0);
+        let start = Instant::now();
+        while start.elapsed() < self.time {
+            while sent < done + self.depth {
+                self.send(driver, sent, &data);
+                sent += 1;
+            }
+            kicks += u64::from(driver.kick_if_asked(0));
+            for used in driver.wait_used(0, batch as usize) {
+                assert_eq!(used.data.last(), Some(&0), "a request failed");
+                done += 1;
+            }
+        }
+        (done, kicks)
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// CPU seconds of all threads but the caller's, which plays the guest.
+fn device_cpu() -> f64 {
+    let seconds = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    seconds(ClockId::ProcessCPUTime) - seconds(ClockId::ThreadCPUTime)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize, default: &str| args.get(at).map_or(default.to_owned(), Clone::clone);
-    let path = arg(0, "");
-    let (mode, size) = (arg(1, "randread"), arg(2, "4096").parse::<u32>()?);
-    let (depth, engine) = (arg(3, "32").parse::<usize>()?, arg(4, "uring"));
-    let seconds = Duration::from_secs(arg(5, "2").parse()?);
-
-    let file = File::options().read(true).write(true).open(&path)?;
+    let (path, mode) = (arg(0, ""), arg(1, "randread"));
     let config = BlockConfig {
-        engine: if engine == "sync" {
-            Engine::Sync
-        } else {
-            Engine::Uring
+        engine: match &*arg(4, "uring") {
+            "sync" => Engine::Sync,
+            _ => Engine::Uring,
         },
         dedicated_thread: arg(6, "shared") == "own",
         ..BlockConfig::default()
     };
+    let file = File::options().read(true).write(true).open(&path)?;
     let block = Block::new(file, Path::new(&path), &config)?;
-    let blocks = block.capacity() * 512 / u64::from(size);
+    let size: u32 = arg(2, "4096").parse()?;
+    let load = Load {
+        write: mode.ends_with("write"),
+        random: mode.starts_with("rand"),
+        size,
+        depth: arg(3, "32").parse()?,
+        blocks: block.capacity() * 512 / u64::from(size),
+        time: Duration::from_secs(arg(5, "2").parse()?),
+    };
+
     let events = EventLoop::spawn("io", |message| eprintln!("{message}"))?;
     let memory = FakeDriver::memory();
     let interrupt = Arc::new(CountingInterrupt::default());
-    let line = Arc::clone(&interrupt) as Arc<dyn Interrupt>;
-    let transport =
-        MmioTransport::new(Box::new(block), Arc::clone(&memory), line, events.handle())?;
-    let device: Arc<dyn BusDevice> = Arc::new(transport);
-    let mut driver = FakeDriver::new(device, memory, Arc::clone(&interrupt));
+    let transport = MmioTransport::new(
+        Box::new(block),
+        memory.clone(),
+        interrupt.clone(),
+        events.handle(),
+    )?;
+    let mut driver = FakeDriver::new(Arc::new(transport), memory, interrupt.clone());
     driver.start(u64::MAX);
-
-    let write = mode.ends_with("write");
-    let data = vec![0x5a; size as usize];
-    let mut random = 0x9e37_79b9_7f4a_7c15u64;
-    let (mut sent, mut done, mut kicks) = (0u64, 0u64, 0u64);
-    let (start, cpu, edges) = (Instant::now(), Usage::of_the_device(), interrupt.count());
-    while start.elapsed() < seconds {
-        while sent - done < depth as u64 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            let block = if mode.starts_with("rand") {
-                random
-            } else {
-                sent
-            } % blocks;
-            let mut header = [0; 16];
-            header[0] = u8::from(write);
-            header[8..].copy_from_slice(&(block * u64::from(size) / 512).to_le_bytes());
-            if write {
-                driver.send(0, &[&header, &data], &[1]);
-            } else {
-                driver.send(0, &[&header], &[size, 1]);
-            }
-            sent += 1;
-        }
-        kicks += u64::from(driver.kick_if_asked(0));
-        for used in driver.wait_used(0, 1) {
-            assert_eq!(used.data.last(), Some(&0), "a request failed");
-            done += 1;
-        }
-    }
-    let (elapsed, cpu) = (start.elapsed(), Usage::of_the_device() - cpu);
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / done as f64;
+    let (start, cpu, edges) = (Instant::now(), device_cpu(), interrupt.count());
+    let (done, kicks) = load.run(&mut driver);
+    let per_second = done as f64 / start.elapsed().as_secs_f64();
+    let each = |count: f64| count / done as f64;
     println!(
-        "{mode} {size} depth {depth} {engine}: {:.0} IOPS, {:.0} MiB/s, device CPU {:.2} us per request, {:.2} kicks and {:.2} interrupts per request",
-        done as f64 / elapsed.as_secs_f64(),
-        done as f64 * f64::from(size) / elapsed.as_secs_f64() / 1048576.0,
-        each(cpu),
-        kicks as f64 / done as f64,
-        (interrupt.count() - edges) as f64 / done as f64,
+        "{mode} {size} depth {}: {per_second:.0}/s, {:.0} MiB/s; for each request {:.2} us of the \
+         device's CPU, {:.2} kicks, {:.2} interrupts",
+        load.depth,
+        per_second * f64::from(size) / f64::from(1 << 20),
+        each((device_cpu() - cpu) * 1e6),
+        each(kicks as f64),
+        each((interrupt.count() - edges) as f64),
     );
     Ok(())
 }

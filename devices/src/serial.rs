@@ -162,11 +162,16 @@ struct Uart {
     input_waits: bool,
 }
 
-/// The port's work on an event loop. Dropping it ends the work.
-#[must_use = "input and output end when this is dropped"]
-pub struct SerialTasks {
-    _output: Registration<OutputHandler>,
-    _input: Option<Registration<InputHandler>>,
+/// The port's output at work on an event loop. Dropping it ends the work.
+#[must_use = "output ends when this is dropped"]
+pub struct SerialOutput {
+    _handler: Registration<OutputHandler>,
+}
+
+/// The port's input at work on an event loop. Dropping it ends the work.
+#[must_use = "input ends when this is dropped"]
+pub struct SerialInput {
+    _handler: Registration<InputHandler>,
 }
 
 impl Serial {
@@ -197,32 +202,41 @@ impl Serial {
         })
     }
 
-    /// Starts to write output and, if there is an `input`, to read it.
+    /// Starts to write output.
     ///
     /// # Errors
     /// The loop cannot watch a descriptor.
-    pub fn start(
+    pub fn start_output(&self, events: &EventLoopHandle) -> Result<SerialOutput, SerialError> {
+        let handler = OutputHandler::new(Arc::clone(&self.output), Arc::clone(&self.sink));
+        let handler = events.add(handler)?;
+        Ok(SerialOutput { _handler: handler })
+    }
+
+    /// Starts to read `input`. What is read before the guest has set its terminal up is echoed
+    /// back by it, so this can come later than the output.
+    ///
+    /// # Errors
+    /// The loop cannot watch a descriptor.
+    pub fn start_input(
         &self,
         events: &EventLoopHandle,
-        input: Option<Input>,
-    ) -> Result<SerialTasks, SerialError> {
-        let output = OutputHandler::new(Arc::clone(&self.output), Arc::clone(&self.sink));
-        let output = events.add(output)?;
-        let input = match input {
-            Some(input) => Some(events.add(InputHandler::new(Arc::clone(&self.port), input))?),
-            None => None,
-        };
-        Ok(SerialTasks {
-            _output: output,
-            _input: input,
-        })
+        input: Input,
+    ) -> Result<SerialInput, SerialError> {
+        let handler = events.add(InputHandler::new(Arc::clone(&self.port), input))?;
+        Ok(SerialInput { _handler: handler })
     }
 
     /// Writes out all that the guest has sent, for at most `timeout`, on the caller's thread. For
-    /// the end of a VM, after its vCPUs have stopped. Returns the number of bytes that are lost:
-    /// not zero if the output takes no more or has failed.
+    /// the end of a VM, after its vCPUs have stopped. Returns the number of bytes that still wait
+    /// for an output that takes no more; none wait for one that has failed.
     pub fn drain(&self, timeout: Duration) -> usize {
         output::drain(&self.output, &self.sink, timeout)
+    }
+
+    /// Bytes of the guest's output that were dropped, because the output failed or after
+    /// [`Serial::release`].
+    pub fn lost(&self) -> usize {
+        self.output.lost()
     }
 
     /// Lets vCPUs that wait for the output go on, now and from now on: what has no room is lost.

@@ -44,16 +44,44 @@ impl Stamp {
 }
 
 /// The device. Both registers read as zero.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct StampDevice {
     stamps: Mutex<Vec<Stamp>>,
     exit_status: AtomicU64,
+    events: Option<Box<StampEvents>>,
 }
+
+/// What the guest tells, the first time that it tells it: however often it writes, there are at
+/// most [`CAPACITY`] stages and one exit status to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StampEvent {
+    /// A stage was reached.
+    Stage(u8),
+    /// The command has ended with this status.
+    Exit(u32),
+}
+
+/// Who is told.
+pub type StampEvents = dyn Fn(StampEvent) + Send + Sync;
 
 impl StampDevice {
     /// A device without stamps and without a status.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A device that tells `events` of each stage and of the exit status, on the vCPU's thread.
+    pub fn with_events(events: impl Fn(StampEvent) + Send + Sync + 'static) -> Self {
+        Self {
+            events: Some(Box::new(events)),
+            ..Self::default()
+        }
+    }
+
+    fn tell(&self, event: StampEvent) {
+        if let Some(events) = &self.events {
+            events(event);
+        }
     }
 
     /// The first [`CAPACITY`] stamps, in the order in which they were written.
@@ -72,11 +100,25 @@ impl StampDevice {
 
     fn record(&self, stage: u8) {
         let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        if stamps.len() < CAPACITY {
-            stamps.push(Stamp {
-                stage,
-                at_ns: monotonic_ns(),
-            });
+        if stamps.len() >= CAPACITY {
+            return;
+        }
+        let first = stamps.iter().all(|stamp| stamp.stage != stage);
+        stamps.push(Stamp {
+            stage,
+            at_ns: monotonic_ns(),
+        });
+        drop(stamps);
+        if first {
+            self.tell(StampEvent::Stage(stage));
+        }
+    }
+
+    fn set_exit_status(&self, status: u32) {
+        let value = STATUS_PRESENT | u64::from(status);
+        let before = self.exit_status.swap(value, Ordering::AcqRel);
+        if before & STATUS_PRESENT == 0 {
+            self.tell(StampEvent::Exit(status));
         }
     }
 }
@@ -89,11 +131,7 @@ impl BusDevice for StampDevice {
     fn write(&self, offset: u64, data: &[u8]) {
         match (offset, data) {
             (STAGE, &[stage]) => self.record(stage),
-            (EXIT_STATUS, &[a, b, c, d]) => {
-                let status = u32::from_le_bytes([a, b, c, d]);
-                self.exit_status
-                    .store(STATUS_PRESENT | u64::from(status), Ordering::Release);
-            }
+            (EXIT_STATUS, &[a, b, c, d]) => self.set_exit_status(u32::from_le_bytes([a, b, c, d])),
             _ => {}
         }
     }
@@ -110,6 +148,25 @@ pub fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_stage_and_the_exit_status_are_told_once_however_often_they_are_written() {
+        let told = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let list = told.clone();
+        let device = StampDevice::with_events(move |event| list.lock().unwrap().push(event));
+        for _ in 0..100 {
+            for stage in [0x10, 0x20] {
+                device.write(STAGE, &[stage]);
+            }
+            device.write(EXIT_STATUS, &7_u32.to_le_bytes());
+        }
+        let expected = [
+            StampEvent::Stage(0x10),
+            StampEvent::Stage(0x20),
+            StampEvent::Exit(7),
+        ];
+        assert_eq!(*told.lock().unwrap(), expected);
+    }
 
     #[test]
     fn stages_are_recorded_in_order_with_a_rising_clock() {

@@ -112,7 +112,10 @@ fuzz_target!(|data: &[u8]| {
         if index == 2 {
             let mut content = [0; DISK];
             rig.file.read_exact_at(&mut content, 0).expect("a read");
-            assert!(content.iter().all(|&byte| byte == 0x5a), "it was written to");
+            assert!(
+                content.iter().all(|&byte| byte == 0x5a),
+                "it was written to"
+            );
         }
     });
 });

@@ -26,8 +26,8 @@ pub const BUSYBOX: (&str, &str) = ("busybox", "busybox-static");
 
 /// Applets that tests use.
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "ls", "mount", "poweroff", "reboot", "sleep", "sync", "uname", "stat", "wc",
-    "readlink", "grep", "test", "mkdir", "dmesg",
+    "sh", "cat", "echo", "ls", "mount", "poweroff", "reboot", "sleep", "sync", "uname", "stat",
+    "wc", "readlink", "grep", "test", "mkdir", "dmesg",
 ];
 
 /// Fills `folder` with a small root: busybox, and some files whose names and properties an image
@@ -48,7 +48,10 @@ pub fn tree(folder: &Path, init: &str) -> Result<()> {
     fs::write(&script, format!("#!/bin/sh\n{init}\n"))?;
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     fs::write(folder.join("etc/marker"), "from the image\n")?;
-    fs::write(folder.join("etc/a long name, with spaces, of an image's file"), "long\n")?;
+    fs::write(
+        folder.join("etc/a long name, with spaces, of an image's file"),
+        "long\n",
+    )?;
     symlink("marker", folder.join("etc/link"))?;
     let secret = folder.join("etc/secret");
     fs::write(&secret, "")?;
@@ -91,7 +94,11 @@ pub fn squashfs(tree: &Path, image: &Path) -> Result<()> {
 /// If the program fails.
 pub fn iso9660(tree: &Path, image: &Path) -> Result<()> {
     let output = format!("-output={}", image.display());
-    make(ISO9660, &["-quiet", "-R", &output], [Path::new("-no-pad"), tree])
+    make(
+        ISO9660,
+        &["-quiet", "-R", &output],
+        [Path::new("-no-pad"), tree],
+    )
 }
 
 /// Makes an ext4 image.
@@ -101,7 +108,11 @@ pub fn iso9660(tree: &Path, image: &Path) -> Result<()> {
 pub fn ext4(tree: &Path, image: &Path) -> Result<()> {
     let tree = tree.display().to_string();
     fs::File::create(image)?.set_len(64 << 20)?;
-    make(EXT4, &["-q", "-F", "-t", "ext4", "-d", &tree], [Path::new("-m0"), image])
+    make(
+        EXT4,
+        &["-q", "-F", "-t", "ext4", "-d", &tree],
+        [Path::new("-m0"), image],
+    )
 }
 
 /// Makes an initial RAM file system of `tree`, with `/init` as its `/sbin/init`.

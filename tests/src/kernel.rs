@@ -114,7 +114,8 @@ impl Payload {
     /// Writes text to the serial port.
     #[must_use]
     pub fn print(self, text: &str) -> Self {
-        text.bytes().fold(self, |payload, byte| payload.out8(SERIAL, byte))
+        text.bytes()
+            .fold(self, |payload, byte| payload.out8(SERIAL, byte))
     }
 
     /// Powers off.

@@ -1,7 +1,6 @@
 //! What this machine has, and where the things under test are.
 
 use std::env;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -90,7 +89,11 @@ const OWN_MOUNTS: [&str; 3] = ["unshare", "--mount", "--map-root-user"];
 
 /// The start of a command that runs in a mount namespace of its own.
 pub fn own_mounts() -> &'static [&'static str] {
-    if is_root() { &OWN_MOUNTS[..2] } else { &OWN_MOUNTS }
+    if is_root() {
+        &OWN_MOUNTS[..2]
+    } else {
+        &OWN_MOUNTS
+    }
 }
 
 /// What `casita doctor` says of one of its checks: its status and its detail.
@@ -139,17 +142,23 @@ pub fn go_on_in_the_lab(limit_seconds: u32) -> Result<()> {
     Err(error).context("starting tests/lab/run")
 }
 
-/// The user and group that own nothing, to which root steps down in tests of permissions.
-pub const NOBODY: [&str; 5] = [
+/// The start of a command for which file permissions count, although it may be root's.
+pub fn bound_by_permissions() -> &'static [&'static str] {
+    if is_root() { &BOUND } else { &[] }
+}
+
+const BOUND: [&str; 4] = [
     "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
+    "--inh-caps=-dac_override,-dac_read_search",
+    "--bounding-set=-dac_override,-dac_read_search",
     "--",
 ];
 
-/// Whether everybody may read `path` and enter the folders above it.
-pub fn is_public(path: &Path) -> bool {
-    path.ancestors()
-        .all(|part| part.metadata().is_ok_and(|found| found.mode() & 0o5 != 0))
+/// Why a test of permissions can't run, if it can't.
+pub fn lacks_permissions() -> Option<String> {
+    if is_root() {
+        lacks("setpriv", "util-linux")
+    } else {
+        None
+    }
 }

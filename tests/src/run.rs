@@ -74,7 +74,10 @@ impl Program {
     /// # Errors
     /// If it has no name.
     pub fn command(&self) -> Result<Command> {
-        let (name, arguments) = self.words.split_first().context("a program without a name")?;
+        let (name, arguments) = self
+            .words
+            .split_first()
+            .context("a program without a name")?;
         let mut command = Command::new(name);
         command.args(arguments).envs(&self.env);
         if let Some(folder) = &self.folder {
@@ -101,7 +104,10 @@ impl Program {
 
     fn start_with(&self, stdin: Stdio) -> Result<Running> {
         let mut command = self.command()?;
-        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command
             .spawn()
             .with_context(|| format!("starting {:?}", self.words))?;
@@ -212,8 +218,15 @@ impl Said {
             }
             let left = PATIENCE.saturating_sub(start.elapsed());
             if left.is_zero() || state.open == 0 {
-                let why = if left.is_zero() { "in time" } else { "before its end" };
-                bail!("{text:?} was not written {why}\n{}", transcript(&state.stdout, &state.stderr));
+                let why = if left.is_zero() {
+                    "in time"
+                } else {
+                    "before its end"
+                };
+                bail!(
+                    "{text:?} was not written {why}\n{}",
+                    transcript(&state.stdout, &state.stderr)
+                );
             }
             state = self
                 .more
@@ -230,9 +243,15 @@ impl Said {
             .wait_timeout_while(self.state(), PATIENCE, |state| state.open > 0)
             .unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
-            bail!("its output has no end\n{}", transcript(&state.stdout, &state.stderr));
+            bail!(
+                "its output has no end\n{}",
+                transcript(&state.stdout, &state.stderr)
+            );
         }
-        Ok((std::mem::take(&mut state.stdout), std::mem::take(&mut state.stderr)))
+        Ok((
+            std::mem::take(&mut state.stdout),
+            std::mem::take(&mut state.stderr),
+        ))
     }
 
     pub(crate) fn transcript(&self) -> String {
@@ -253,7 +272,11 @@ fn transcript(stdout: &[u8], stderr: &[u8]) -> String {
         let from = bytes.len().saturating_sub(MOST);
         String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
     };
-    format!("--- stdout:\n{}\n--- stderr:\n{}\n---", end(stdout), end(stderr))
+    format!(
+        "--- stdout:\n{}\n--- stderr:\n{}\n---",
+        end(stdout),
+        end(stderr)
+    )
 }
 
 /// A program that runs. It is killed if it is dropped before its end.
@@ -270,7 +293,9 @@ impl Running {
     /// # Errors
     /// If it does not.
     pub fn wait_for(&self, text: &str) -> Result<()> {
-        self.said.wait_for(text, 0).with_context(|| self.what.clone())?;
+        self.said
+            .wait_for(text, 0)
+            .with_context(|| self.what.clone())?;
         Ok(())
     }
 
@@ -279,7 +304,10 @@ impl Running {
     /// # Errors
     /// If it has none, or does not take it.
     pub fn send(&mut self, text: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("its standard input is closed")?;
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("its standard input is closed")?;
         stdin.write_all(text.as_bytes())?;
         Ok(stdin.flush()?)
     }

@@ -1,10 +1,9 @@
 //! A list of tests, some of which can't run on this machine. Those are reported as ignored, by
 //! name and with the reason, and never as passed.
 
-use std::fmt::Debug;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// The tests of one program.
@@ -50,7 +49,8 @@ impl Suite {
     }
 }
 
-/// The whole chain of causes.
-fn failed(error: &impl Debug) -> Failed {
-    format!("{error:?}").into()
+/// The whole chain of causes, without a backtrace: the tests' messages say where they are.
+fn failed(error: &Error) -> Failed {
+    let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+    causes.join("\nbecause: ").into()
 }

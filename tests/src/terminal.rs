@@ -128,7 +128,13 @@ impl Seat {
         let after = tcgetattr(&self.terminal)?;
         let settings = |t: &Termios| {
             let codes = format!("{:?}", t.special_codes);
-            (t.input_modes, t.output_modes, t.control_modes, t.local_modes, codes)
+            (
+                t.input_modes,
+                t.output_modes,
+                t.control_modes,
+                t.local_modes,
+                codes,
+            )
         };
         ensure!(
             settings(&self.before) == settings(&after),

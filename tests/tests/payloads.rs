@@ -19,13 +19,20 @@ use serde_json::Value;
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     suite.all_miss(machine::lacks_kvm());
-    let tests: [(&str, fn() -> Result<()>); 14] = [
+    let tests: [(&str, fn() -> Result<()>); 16] = [
         ("output_arrives_and_power_off_ends_it", output_and_power_off),
         ("the_reset_register_ends_it", reset),
-        ("the_keyboard_controllers_pulse_ends_it", keyboard_controller),
+        (
+            "the_keyboard_controllers_pulse_ends_it",
+            keyboard_controller,
+        ),
         ("a_triple_fault_ends_it_with_registers", triple_fault),
-        ("ports_and_memory_without_a_device_read_as_ones", nobody_answers),
+        (
+            "ports_and_memory_without_a_device_read_as_ones",
+            nobody_answers,
+        ),
         ("devices_sit_where_the_tables_say", virtio_devices),
+        ("a_kick_reaches_the_device_and_its_answer_the_guest", kick),
         ("a_plain_guest_may_tell_an_exit_status", exit_status),
         ("a_status_that_is_no_status_is_capped", exit_status_capped),
         ("sigterm_ends_a_halted_guest", sigterm_halted),
@@ -33,6 +40,7 @@ fn main() -> ExitCode {
         ("registers_full_of_garbage_harm_nobody", garbage),
         ("the_kernel_file_is_never_written_to", kernel_file),
         ("the_initrd_and_all_memory_are_there", memory),
+        ("a_plain_boot_takes_any_disk_and_leaves_it", foreign_disk),
         ("stats_count_exits", stats),
     ];
     for (name, body) in tests {
@@ -45,7 +53,14 @@ fn main() -> ExitCode {
 fn program(place: &Place, payload: &Payload, more: &[&str]) -> Result<Program> {
     place.write("payload", payload.elf())?;
     place.write("initrd", "INITRD")?;
-    let arguments = ["run", "--skip-kvm-check", "--boot", "plain", "--memory", "16M"];
+    let arguments = [
+        "run",
+        "--skip-kvm-check",
+        "--boot",
+        "plain",
+        "--memory",
+        "16M",
+    ];
     let files = ["--kernel", "payload", "--initrd", "initrd"];
     Ok(place.casita([&arguments[..], &files, more].concat()))
 }
@@ -61,8 +76,14 @@ fn run(payload: &Payload) -> Result<Finished> {
 
 /// Checks the output to the byte, and that nothing was complained about.
 fn said(finished: &Finished, expected: &[u8]) -> Result<()> {
-    ensure!(finished.stdout == expected, "{expected:?} was expected\n{finished}");
-    ensure!(finished.stderr.is_empty(), "no complaint was expected\n{finished}");
+    ensure!(
+        finished.stdout == expected,
+        "{expected:?} was expected\n{finished}"
+    );
+    ensure!(
+        finished.stderr.is_empty(),
+        "no complaint was expected\n{finished}"
+    );
     Ok(())
 }
 
@@ -85,12 +106,23 @@ fn triple_fault() -> Result<()> {
     let payload = Payload::new().print("before").fault();
     let finished = run(&payload)?.expect(125)?.says(&["before"])?;
     let complaint = finished.complaint();
-    // The six bytes before it are the letters' instructions, eight each.
+    // Behind the six letters, which take seven bytes of instructions each.
     let at = u64::from(Payload::ENTRY) + 6 * 7;
-    for part in ["casita: vCPU 0: ", "triple-faulted", &format!("rip={at:#x}"), "cr0=0x11"] {
-        ensure!(complaint.contains(part), "{part:?} was expected\n{finished}");
+    for part in [
+        "casita: vCPU 0: ",
+        "triple-faulted",
+        &format!("rip={at:#x}"),
+        "cr0=0x11",
+    ] {
+        ensure!(
+            complaint.contains(part),
+            "{part:?} was expected\n{finished}"
+        );
     }
-    ensure!(complaint.lines().count() == 1, "one line was expected\n{finished}");
+    ensure!(
+        complaint.lines().count() == 1,
+        "one line was expected\n{finished}"
+    );
     Ok(())
 }
 
@@ -121,6 +153,63 @@ fn virtio_devices() -> Result<()> {
         .print_eax()
         .power_off();
     said(&run(&payload)?.expect(0)?, b"virt\x02\0\0\0\x04\0\0\0")
+}
+
+/// Virtio 1.2, 3.1.1 and 4.2.3: a driver sets up the source of random numbers and asks for 16 bytes.
+fn kick() -> Result<()> {
+    const DESCRIPTORS: u32 = 0x20_0000;
+    const AVAILABLE: u32 = 0x20_1000;
+    const USED: u32 = 0x20_2000;
+    const BUFFER: u32 = 0x20_3000;
+    let setup = [
+        (0x70, 1),  // status: acknowledge
+        (0x70, 3),  // driver
+        (0x24, 1),  // driver features, upper half:
+        (0x20, 1),  // version 1
+        (0x70, 11), // features ok
+        (0x30, 0),  // queue
+        (0x38, 8),  // its size
+        (0x80, DESCRIPTORS),
+        (0x90, AVAILABLE),
+        (0xa0, USED),
+        (0x44, 1),  // ready
+        (0x70, 15), // driver ok
+    ];
+    let memory = [
+        (DESCRIPTORS, BUFFER),
+        (DESCRIPTORS + 8, 16),
+        (DESCRIPTORS + 12, 2), // the device writes
+        (AVAILABLE, 1 << 16),  // index 1, and the ring's first is descriptor 0
+    ];
+    let mut payload = Payload::new();
+    for (register, value) in setup {
+        payload = payload.store32(VIRTIO + register, value);
+    }
+    for (address, value) in memory {
+        payload = payload.store32(address, value);
+    }
+    let payload = payload
+        .store32(VIRTIO + 0x50, 0) // the kick
+        .load32(USED)
+        .code(&[0x3d, 0, 0, 1, 0]) // cmp eax, 1 << 16: index 1
+        .code(&[0x75, 0xf4]) // jne, back to the load
+        .load32(USED + 8) // length
+        .print_eax()
+        .load32(VIRTIO + 0x60) // interrupt status
+        .print_eax()
+        .store32(VIRTIO + 0x64, 1) // acknowledged
+        .load32(VIRTIO + 0x60)
+        .print_eax()
+        .load32(BUFFER)
+        .print_eax()
+        .load32(BUFFER + 12)
+        .print_eax()
+        .power_off();
+    let finished = run(&payload)?.expect(0)?;
+    let (told, random) = finished.stdout.split_at_checked(12).unwrap_or_default();
+    ensure!(told == [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "{told:?}");
+    ensure!(random.len() == 8 && random != [0; 8], "{random:?}");
+    Ok(())
 }
 
 fn exit_status() -> Result<()> {
@@ -158,7 +247,10 @@ fn garbage() -> Result<()> {
         payload = payload.fill32(VIRTIO, value, words);
     }
     // Not the reset and sleep registers: those end it, as they should.
-    for port in (0x3f8..0x400).chain(0x6c0..0x6c8).chain([0x20, 0x21, 0x43, 0x61, 0x70, 0x71]) {
+    for port in (0x3f8..0x400)
+        .chain(0x6c0..0x6c8)
+        .chain([0x20, 0x21, 0x43, 0x61, 0x70, 0x71])
+    {
         payload = payload.out32(port, u32::MAX).out8(port, 0xff).in8(port);
     }
     // Back to a line without loop and divisor, and a status that a test can tell.
@@ -168,9 +260,11 @@ fn garbage() -> Result<()> {
         .out32(EXIT_STATUS, 42)
         .print("alive")
         .power_off();
-    let rootfs = place.write("disk.raw", vec![0; 16 << 20])?;
-    let arguments = ["--disk", rootfs.as_str()];
-    let finished = program(&place, &payload, &arguments)?.finish()?.expect(42)?;
+    let disk = place.write("disk.raw", vec![0; 16 << 20])?;
+    let arguments = ["--disk", disk.as_str()];
+    let finished = program(&place, &payload, &arguments)?
+        .finish()?
+        .expect(42)?;
     ensure!(finished.text().ends_with("alive"), "{finished}");
     Ok(())
 }
@@ -187,15 +281,31 @@ fn kernel_file() -> Result<()> {
     code.resize(0x5000, b'o');
     // The segment has all of it.
     let len = (0x4000_u64).to_le_bytes();
-    for at in [casita_tests::kernel::field::FILE_SIZE, casita_tests::kernel::field::MEMORY_SIZE] {
+    for at in [
+        casita_tests::kernel::field::FILE_SIZE,
+        casita_tests::kernel::field::MEMORY_SIZE,
+    ] {
         code = casita_tests::kernel::patched(code, at, &len);
     }
-    let arguments = ["run", "--skip-kvm-check", "--boot", "plain", "--memory", "16M"];
+    let arguments = [
+        "run",
+        "--skip-kvm-check",
+        "--boot",
+        "plain",
+        "--memory",
+        "16M",
+    ];
     let files = ["--kernel", "payload", "--initrd", "payload"];
     place.write("payload", &code)?;
-    let finished = place.casita([&arguments[..], &files].concat()).finish()?.expect(0)?;
+    let finished = place
+        .casita([&arguments[..], &files].concat())
+        .finish()?
+        .expect(0)?;
     said(&finished, b"AAAA")?;
-    ensure!(fs::read(place.path("payload"))? == code, "the kernel file has changed");
+    ensure!(
+        fs::read(place.path("payload"))? == code,
+        "the kernel file has changed"
+    );
     Ok(())
 }
 
@@ -220,20 +330,42 @@ fn memory() -> Result<()> {
     said(&run(&payload)?.expect(0)?, b"INITRDlast")
 }
 
+fn foreign_disk() -> Result<()> {
+    let place = Place::new()?;
+    let content = b"somebody's data ".repeat(1000);
+    place.write("disk.raw", content.repeat(32))?;
+    let payload = Payload::new().load32(VIRTIO + 8).print_eax().power_off();
+    let program = program(&place, &payload, &["--disk", "./disk.raw"])?;
+    // Device id 2: a block device.
+    said(&program.finish()?.expect(0)?, &[2, 0, 0, 0])?;
+    let after = fs::read(place.path("disk.raw"))?;
+    ensure!(after == content.repeat(32), "the disk has changed");
+    Ok(())
+}
+
 fn stats() -> Result<()> {
     let place = Place::new()?;
     let payload = Payload::new().print("12345").in8(0x99).power_off();
     let arguments = ["--stats", "stats.json"];
     program(&place, &payload, &arguments)?.finish()?.expect(0)?;
     let stats: Value = serde_json::from_slice(&fs::read(place.path("stats.json"))?)?;
-    ensure!(stats["exits"]["port_out"] == 6, "5 letters and the power register: {stats}");
+    ensure!(
+        stats["exits"]["port_out"] == 6,
+        "5 letters and the power register: {stats}"
+    );
     ensure!(stats["exits"]["port_in"] == 1, "{stats}");
     let stages = stats["stages"].as_array().cloned().unwrap_or_default();
-    let names: Vec<_> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();
+    let names: Vec<_> = stages
+        .iter()
+        .filter_map(|stage| stage["name"].as_str())
+        .collect();
     for name in ["main", "kvm-opened", "first-kvm-run", "end"] {
         ensure!(names.contains(&name), "no stage {name}: {stats}");
     }
-    let times: Vec<_> = stages.iter().filter_map(|stage| stage["at_ns"].as_u64()).collect();
+    let times: Vec<_> = stages
+        .iter()
+        .filter_map(|stage| stage["at_ns"].as_u64())
+        .collect();
     ensure!(times.is_sorted(), "the stages are out of order: {stats}");
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use casita_agent::ports::Stage;
 use casita_agent::spec::SpecError;
 use casita_boot::layout::{SERIAL_GSI, SERIAL_PORT};
 use casita_boot::{
@@ -18,10 +19,10 @@ use casita_boot::{
 use casita_devices::bus::{Bus, BusDevice, BusError};
 use casita_devices::event_loop::{EventLoop, EventLoopError, EventLoopHandle};
 use casita_devices::power::{
-    I8042_COMMAND_PORT, I8042Command, PowerEvents, ResetRegister, SleepRegisters,
+    I8042_COMMAND_PORT, I8042Command, PowerEvent, PowerEvents, ResetRegister, SleepRegisters,
 };
-use casita_devices::serial::{self, Input, Output, Serial, SerialError, SerialTasks};
-use casita_devices::stamp::{self, StampDevice, monotonic_ns};
+use casita_devices::serial::{self, Input, Output, Serial, SerialError};
+use casita_devices::stamp::{self, StampDevice, StampEvent, monotonic_ns};
 use casita_devices::virtio::block::{Block, BlockConfig, BlockError};
 use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::rng::Rng;
@@ -30,7 +31,7 @@ use casita_devices::virtio::transport::mmio::{MmioTransport, TransportError};
 use kvm_ioctls::{Kvm, VcpuFd};
 use thiserror::Error;
 
-use crate::config::{ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::config::{BootMode, ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::console::{Console, ConsoleInput};
 use crate::dirs::Dirs;
 use crate::disk::{Disk, DiskError, NewFile};
@@ -38,7 +39,7 @@ use crate::files::{Files, Opened};
 use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
-use crate::machine::{Devices, Event, EventSender, Machine};
+use crate::machine::{Devices, Event, EventSender, Keyboard, Machine};
 use crate::memory::{GuestRam, MemoryError, PlanFiles};
 use crate::rootfs::{RootImage, RootfsError};
 use crate::signals::SignalHandler;
@@ -162,8 +163,10 @@ pub fn assemble(
 
     let io = spawn_io_thread(&around.sender)?;
     let signals = io.handle().add(around.signals)?;
-    let (serial, serial_tasks) = make_console(&vm, &io.handle(), &around.sender, around.console)?;
-    let stamps = Arc::new(StampDevice::new());
+    let serial = make_serial(&vm)?;
+    let serial_output = serial.start_output(&io.handle())?;
+    let keyboard = make_keyboard(around.console, &around.sender)?;
+    let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
         virtio.plug_in(root_device(root)?)?;
@@ -205,7 +208,8 @@ pub fn assemble(
         },
         devices: Devices {
             serial,
-            serial_tasks,
+            serial_output,
+            keyboard,
             stamps,
             virtio: transports,
         },
@@ -241,6 +245,9 @@ fn root_device(root: RootImage) -> Result<Box<dyn VirtioDevice>, BlockError> {
 fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockError> {
     let config = BlockConfig {
         serial: "disk".to_owned(),
+        // On a thread of its own a write into the page cache costs half: it needs no helper of the
+        // ring's, and nobody else waits while it is copied.
+        dedicated_thread: true,
         ..BlockConfig::default()
     };
     Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
@@ -290,28 +297,44 @@ impl<'a> VirtioBoard<'a> {
     }
 }
 
-/// The serial port between the guest and the user's standard streams.
-fn make_console(
-    vm: &Vm,
-    io: &EventLoopHandle,
-    sender: &EventSender,
-    console: Console,
-) -> Result<(Serial, SerialTasks), AssembleError> {
-    let streams = |error| AssembleError::Host("use its standard streams", error);
+/// The serial port, with its output to casita's own.
+fn make_serial(vm: &Vm) -> Result<Serial, AssembleError> {
     let output = Output::descriptor(io::stdout()).or_else(|error| match error.raw_os_error() {
         // Whoever closed it does not want to see anything.
         Some(libc::EBADF) => Ok(Output::writer(io::sink())),
-        _ => Err(streams(error)),
+        _ => Err(AssembleError::Host("use its standard output", error)),
     })?;
-    let escaped = sender.clone();
-    let input = ConsoleInput::new(console, move || escaped.send(Event::Escape)).map_err(streams)?;
-    let input = input.map(|source| Input {
-        source: Box::new(source),
-        at_end: None,
-    });
-    let serial = Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?;
-    let tasks = serial.start(io, input)?;
-    Ok((serial, tasks))
+    Ok(Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?)
+}
+
+fn make_keyboard(console: Console, sender: &EventSender) -> Result<Keyboard, AssembleError> {
+    let sender = sender.clone();
+    let input = ConsoleInput::new(console, move || sender.send(Event::Escape))
+        .map_err(|error| AssembleError::Host("use its standard input", error))?;
+    Ok(input.map_or(Keyboard::None, |source| {
+        Keyboard::Waiting(Input {
+            source: Box::new(source),
+            at_end: None,
+        })
+    }))
+}
+
+/// The guest's account of its boot. What is typed must wait until the agent has set the terminal
+/// up, or the kernel would echo it; an image's own init shows its prompt before anyone types. The
+/// agent tells the exit status last, when the disk is written back: that is the end.
+fn make_stamps(config: &MachineConfig, sender: &EventSender) -> Arc<StampDevice> {
+    if config.boot.unwrap_or_default() == BootMode::Plain {
+        sender.send(Event::ConsoleReady);
+        return Arc::new(StampDevice::new());
+    }
+    let sender = sender.clone();
+    Arc::new(StampDevice::with_events(move |event| match event {
+        StampEvent::Stage(stage) if stage == Stage::AgentReady as u8 => {
+            sender.send(Event::ConsoleReady);
+        }
+        StampEvent::Stage(_) => {}
+        StampEvent::Exit(_) => sender.send(Event::Power(PowerEvent::Off)),
+    }))
 }
 
 /// The I/O ports: console, power, and the guest's own account of its boot.

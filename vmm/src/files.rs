@@ -96,7 +96,7 @@ impl Files {
             (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
                 config,
                 root.fs,
-                self.disk.is_some(),
+                self.disk.as_ref(),
                 console,
             )?)),
             _ => Ok(None),
@@ -122,13 +122,18 @@ fn open_file(what: &'static str, path: &Path) -> Result<Opened, AssembleError> {
         path: path.to_owned(),
         source,
     };
+    let not_a_file = || failed(io::Error::other("not a regular file"));
+    // Before it is opened, as a socket can't be; and again on what was opened.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(not_a_file());
+    }
     let file = fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("not a regular file")));
+        return Err(not_a_file());
     }
     Ok(Opened {
         file,

@@ -6,6 +6,7 @@ use casita_boot::{Cmdline, CmdlineError};
 
 use crate::config::{BootMode, MachineConfig};
 use crate::console::Console;
+use crate::disk::Disk;
 
 /// The agent's program, built by `build.rs`.
 static AGENT: &[u8] = include_bytes!(env!("CASITA_AGENT"));
@@ -57,7 +58,7 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
 pub fn agent_initrd(
     config: &MachineConfig,
     root: FsType,
-    disk: bool,
+    disk: Option<&Disk>,
     console: Console,
 ) -> Result<Vec<u8>, SpecError> {
     let mut env = Vec::new();
@@ -70,10 +71,11 @@ pub fn agent_initrd(
             device: ROOT_DEVICE.to_owned(),
             fs: root,
         },
-        disk: disk.then(|| Mount {
+        disk: disk.is_some().then(|| Mount {
             device: DISK_DEVICE.to_owned(),
             fs: FsType::Ext4,
         }),
+        keep_disk: disk.is_some_and(|disk| disk.kept),
         command: config
             .command
             .iter()
@@ -135,6 +137,6 @@ mod tests {
             command: vec!["a\0b".to_owned()],
             ..MachineConfig::default()
         };
-        assert!(agent_initrd(&config, FsType::Erofs, true, Console::Stream).is_err());
+        assert!(agent_initrd(&config, FsType::Erofs, None, Console::Stream).is_err());
     }
 }

@@ -4,16 +4,18 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use casita_devices::event_loop::{EventLoop, Registration};
 use casita_devices::power::PowerEvent;
-use casita_devices::serial::{Serial, SerialTasks};
+use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
+use thiserror::Error;
 
 use crate::kvm::vm::Vm;
 use crate::signals::SignalHandler;
@@ -23,6 +25,8 @@ use crate::vcpu::{Buses, VcpuFailure, VcpuThread};
 /// What can happen to a machine that its owner must know.
 #[derive(Debug)]
 pub enum Event {
+    /// The guest's agent has set its terminal up: what is typed reaches the command.
+    ConsoleReady,
     /// The guest wrote a power register.
     Power(PowerEvent),
     /// A signal that ends casita arrived.
@@ -47,18 +51,22 @@ pub enum Event {
 
 /// Tells a machine's owner of events.
 #[derive(Clone)]
-pub struct EventSender(Sender<Event>);
+pub struct EventSender(SyncSender<Event>);
+
+/// More events than a machine's owner has reason to look at; a guest that causes more of them is
+/// not heard.
+const EVENTS_WAITING: usize = 64;
 
 impl EventSender {
-    /// Tells it; a machine that has ended already does not care.
+    /// Tells it; a machine that has ended, or is about to, does not care.
     pub fn send(&self, event: Event) {
-        let _ = self.0.send(event);
+        let _ = self.0.try_send(event);
     }
 }
 
 /// The two ends of a machine's events.
 pub fn events() -> (EventSender, Receiver<Event>) {
-    let (sender, receiver) = channel();
+    let (sender, receiver) = sync_channel(EVENTS_WAITING);
     (EventSender(sender), receiver)
 }
 
@@ -107,6 +115,23 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Why a machine could not be run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The host has no thread left.
+    #[error("the host could not start a thread for vCPU {index}")]
+    Thread {
+        /// Which.
+        index: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The console's input can't be used.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+}
+
 /// What a machine leaves behind.
 #[derive(Debug)]
 pub struct Outcome {
@@ -118,12 +143,24 @@ pub struct Outcome {
     pub stats: RunStats,
 }
 
+/// What the user types, on its way to the guest.
+pub enum Keyboard {
+    /// Nothing is read.
+    None,
+    /// It waits until the guest is ready for it.
+    Waiting(Input),
+    /// The guest reads it.
+    Used(SerialInput),
+}
+
 /// The devices that their owner still talks to.
 pub struct Devices {
     /// The console.
     pub serial: Serial,
-    /// Its work on the I/O thread.
-    pub serial_tasks: SerialTasks,
+    /// Its output, on the I/O thread.
+    pub serial_output: SerialOutput,
+    /// What the user types.
+    pub keyboard: Keyboard,
     /// The guest's own account of its boot and of its command's end.
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
@@ -157,24 +194,14 @@ impl Machine {
     /// Runs the guest until its end.
     ///
     /// # Errors
-    /// If the host has no thread left for a vCPU.
-    pub fn run(mut self) -> io::Result<Outcome> {
-        let mut running: Vec<VcpuThread> = Vec::new();
-        let mut started = Ok(());
-        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
-            match VcpuThread::spawn(index, fd, self.buses.clone(), self.sender.clone()) {
-                Ok(thread) => running.push(thread),
-                Err(error) => {
-                    started = Err(error);
-                    break;
-                }
-            }
-        }
-        // The loop has a sender of its own, so `recv` does not fail while the machine lives.
-        let end = started.map(|()| self.events.recv().map_or(End::PowerOff, End::from));
+    /// If the host has no thread left for a vCPU, or the console can't be read.
+    pub fn run(mut self) -> Result<Outcome, RunError> {
+        let mut running = Vec::new();
+        let end = self.run_until_end(&mut running);
         running.iter().for_each(VcpuThread::request_stop);
         self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
         let reports: Vec<_> = running.into_iter().map(VcpuThread::join).collect();
+
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
             stats.stage("first-kvm-run", boot.first_run_ns);
@@ -191,6 +218,29 @@ impl Machine {
             exit_status,
             stats,
         })
+    }
+
+    fn run_until_end(&mut self, running: &mut Vec<VcpuThread>) -> Result<End, RunError> {
+        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
+            let thread = VcpuThread::spawn(index, fd, self.buses.clone(), self.sender.clone());
+            running.push(thread.map_err(|source| RunError::Thread { index, source })?);
+        }
+        // `self.sender` lives as long as the receiver, so there is always somebody to tell.
+        while let Ok(event) = self.events.recv() {
+            match End::of(event) {
+                Some(end) => return Ok(end),
+                None => self.start_input()?,
+            }
+        }
+        Ok(End::PowerOff)
+    }
+
+    fn start_input(&mut self) -> Result<(), SerialError> {
+        if let Keyboard::Waiting(input) = mem::replace(&mut self.devices.keyboard, Keyboard::None) {
+            let started = self.devices.serial.start_input(&self.io.handle(), input)?;
+            self.devices.keyboard = Keyboard::Used(started);
+        }
+        Ok(())
     }
 
     /// Writes out what the guest has sent. After an end that the guest chose, all of it, however
@@ -212,15 +262,17 @@ impl End {
     }
 }
 
-impl From<Event> for End {
-    fn from(event: Event) -> Self {
-        match event {
+impl End {
+    /// The end that `event` means, if it means one.
+    fn of(event: Event) -> Option<Self> {
+        Some(match event {
+            Event::ConsoleReady => return None,
             Event::Power(PowerEvent::Off) => Self::PowerOff,
             Event::Power(PowerEvent::Reset) => Self::Reset,
             Event::Signal(number) => Self::Signal(number),
             Event::Escape => Self::Escape,
             Event::VcpuFailed { index, failure } => Self::Failed(Failure::Vcpu(index, failure)),
             Event::Panicked { thread, message } => Self::Failed(Failure::Panic(thread, message)),
-        }
+        })
     }
 }

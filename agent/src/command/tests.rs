@@ -9,6 +9,7 @@ fn spec(env: &[&str]) -> GuestSpec {
             fs: FsType::Erofs,
         },
         disk: None,
+        keep_disk: false,
         command: Vec::new(),
         env: env
             .iter()

@@ -17,13 +17,14 @@ use crate::{stamp, sys, terminal};
 const BUSY_ATTEMPTS: u32 = 20;
 const BUSY_PAUSE: u32 = 5;
 
-/// Ends the machine with the exit status `status`.
+/// Ends the machine with the exit status `status`, after the disk in `initramfs` was written back
+/// if there is one to be kept.
 pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
     // A person may have stopped the output with ^S; it would not be drained then.
     let _ = tcflow(terminal::console(), Action::OOn);
     let _ = tcdrain(terminal::console());
-    sync();
     if let Some(initramfs) = initramfs {
+        sync();
         let mut result = make_disk_read_only(initramfs);
         for _ in 0..BUSY_ATTEMPTS {
             if result != Err(Errno::BUSY) {

@@ -34,20 +34,22 @@ fn run() -> ! {
     stamp::claim();
     stamp::stage(Stage::Init);
     let initramfs = root::open_initramfs();
+    let mut keep_disk = true;
     let status = match &initramfs {
-        Ok(initramfs) => guest(initramfs),
+        Ok(initramfs) => guest(initramfs, &mut keep_disk),
         Err(failure) => Err(failure.clone()),
     };
     let status = status.unwrap_or_else(|failure| {
         failure.print();
         EXIT_AGENT_FAILED
     });
-    end::end(status, initramfs.as_ref().ok())
+    end::end(status, initramfs.as_ref().ok().filter(|_| keep_disk))
 }
 
-/// Runs the guest's command and returns its exit status.
-fn guest(initramfs: &OwnedFd) -> Result<u8, Failure> {
+/// Runs the guest's command and returns its exit status. `keep_disk` becomes what the spec says.
+fn guest(initramfs: &OwnedFd, keep_disk: &mut bool) -> Result<u8, Failure> {
     let spec = spec_file::take(initramfs)?;
+    *keep_disk = spec.keep_disk;
     terminal::prepare(spec.terminal)?;
     root::prepare(initramfs, &spec)?;
     network::prepare(&spec.hostname)?;

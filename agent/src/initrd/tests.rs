@@ -11,6 +11,7 @@ fn spec() -> GuestSpec {
             fs: FsType::Erofs,
         },
         disk: None,
+        keep_disk: false,
         command: vec![b"true".to_vec()],
         env: Vec::new(),
         workdir: Vec::new(),

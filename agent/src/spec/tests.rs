@@ -15,6 +15,7 @@ fn spec() -> GuestSpec {
             device: "/dev/vdb".into(),
             fs: FsType::Ext4,
         }),
+        keep_disk: true,
         command: vec![b"echo".to_vec(), b"\xff".to_vec()],
         env: vec![b"A=b=c".to_vec()],
         workdir: b"/srv".to_vec(),
@@ -38,6 +39,7 @@ prop_compose! {
             Just(FsType::Iso9660),
         ],
         disk in option::of("/[^\0]{0,20}"),
+        keep_disk in any::<bool>(),
         command in vec(string(), 0..5),
         env in vec((vec(b'A'..=b'Z', 1..5), string()), 0..5),
         workdir in option::of(string()),
@@ -48,6 +50,7 @@ prop_compose! {
             hostname,
             root: Mount { device, fs },
             disk: disk.map(|device| Mount { device, fs: FsType::Ext4 }),
+            keep_disk,
             command,
             env: env.iter().map(|(name, value)| [name, b"=".as_slice(), value].concat()).collect(),
             workdir: workdir.map_or_else(Vec::new, |dir| [b"/", dir.as_slice()].concat()),
@@ -176,9 +179,9 @@ fn a_disk_that_cannot_be_written_is_refused() {
 
 /// Host and agent are built together, but a change of the layout should be seen.
 #[test]
-fn the_layout_is_the_one_of_version_1() {
-    let expected = b"CASITA\0\x01\x01\0\x32\0\0\0\
-        \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\
+fn the_layout_is_the_one_of_version_2() {
+    let expected = b"CASITA\0\x01\x02\0\x33\0\0\0\
+        \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\x01\
         \x02\x04echo\x01\xff\x01\x05A=b=c\x04/srv\x01\x18\x50\x01";
     assert_eq!(encode(&spec()).unwrap(), expected);
 }

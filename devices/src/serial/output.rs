@@ -133,6 +133,11 @@ impl OutputQueue {
         drop(self.room.wait_while(self.lock(), full));
     }
 
+    /// Bytes that were dropped, because the output failed or was given up.
+    pub(super) fn lost(&self) -> usize {
+        self.lock().lost
+    }
+
     pub(super) fn release(&self) {
         self.lock().released = true;
         self.room.notify_all();
@@ -367,7 +372,7 @@ pub(super) fn drain(queue: &OutputQueue, sink: &Mutex<Sink>, timeout: Duration) 
         }
     }
     let waiting = queue.lock();
-    waiting.lost + waiting.bytes.len() + sink.unwritten()
+    waiting.bytes.len() + sink.unwritten()
 }
 
 /// Waits until `file` takes bytes, or has failed, which a write then tells.

@@ -88,9 +88,16 @@ impl Table {
         }
         // The table lies in RAM, so its addresses do not wrap.
         let at = self.addr.0 + DESCRIPTOR_SIZE * u64::from(index);
-        let bytes: [u8; DESCRIPTOR_SIZE as usize] = memory
-            .read_obj(GuestAddress(at))
-            .map_err(ChainFault::Memory)?;
+        let mut bytes = [0; DESCRIPTOR_SIZE as usize];
+        match memory.get_slice(GuestAddress(at), bytes.len()) {
+            Ok(slice) => {
+                slice.copy_to(&mut bytes);
+            }
+            // It may cross from one mapping of RAM to the next.
+            Err(_) => memory
+                .read_slice(&mut bytes, GuestAddress(at))
+                .map_err(ChainFault::Memory)?,
+        }
         Ok(zerocopy::transmute!(bytes))
     }
 
@@ -178,7 +185,9 @@ fn check_in_ram(
     descriptor: &Descriptor,
 ) -> Result<(), ChainFault> {
     let (addr, len) = (descriptor.addr.get(), descriptor.len.get());
-    if memory.check_range(GuestAddress(addr), len as usize) {
+    let whole = memory.get_slice(GuestAddress(addr), len as usize).is_ok();
+    // It may cross from one mapping of RAM to the next.
+    if whole || memory.check_range(GuestAddress(addr), len as usize) {
         return Ok(());
     }
     Err(ChainFault::NotInRam { index, addr, len })

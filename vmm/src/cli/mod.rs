@@ -61,15 +61,7 @@ pub enum Format {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            // Docker's: a wrong flag is our failure, not the command's.
-            return if error.use_stderr() {
-                EXIT_CASITA.into()
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(error) => return report_usage(&error),
     };
     init_log(cli.global);
     let result = match cli.command {
@@ -81,6 +73,35 @@ pub fn main() -> ExitCode {
         report(&*error, cli.global.verbose > 0);
         EXIT_CASITA.into()
     })
+}
+
+/// Help is printed as it is; a wrong command line is told in one line like any other failure.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if help || !error.use_stderr() {
+        let _ = error.print();
+        return if help {
+            EXIT_CASITA.into()
+        } else {
+            ExitCode::SUCCESS
+        };
+    }
+    let message: CliError = usage_message(&error.to_string()).into();
+    report(&*message, false);
+    // Docker's: a wrong flag is our failure, not the command's.
+    EXIT_CASITA.into()
+}
+
+/// What is wrong with a command line: the first paragraph of clap's text, and its tips.
+fn usage_message(text: &str) -> String {
+    let mut paragraphs = text.split("\n\n");
+    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = words(paragraphs.next().unwrap_or_default());
+    let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
+    let tips = paragraphs.map(words).find(|text| text.starts_with("tip: "));
+    let tip = tips.map_or_else(String::new, |tip| format!("; {tip}"));
+    format!("{what}{tip}; more with --help")
 }
 
 /// One line for people: what failed and its root. With `chain`, every cause between on a line of
@@ -164,6 +185,22 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_in_one_line() {
+        let told = |words: &[&str]| {
+            let words = ["casita"].iter().chain(words);
+            usage_message(&Cli::try_parse_from(words).unwrap_err().to_string())
+        };
+        assert_eq!(
+            told(&["run", "--cpus", "0"]),
+            "invalid value '0' for '--cpus <N>': 0 vCPUs are not possible: give 1 to 32; more with \
+             --help"
+        );
+        let unknown = told(&["run", "--dsik", "2G"]);
+        assert!(unknown.contains("'--dsik' found; tip: "), "{unknown}");
+        assert!(!unknown.contains('\n'), "{unknown}");
     }
 
     #[test]

@@ -165,14 +165,13 @@ fn exit_code(outcome: Outcome, boot: BootMode) -> Result<ExitCode, CliError> {
         (End::Signal(number), _) => Ok(ExitCode::from(128 + u8::try_from(number).unwrap_or(0))),
         (End::Escape, _) => Ok(EXIT_CASITA.into()),
         (_, Some(status)) => Ok(status.into()),
-        (End::PowerOff | End::Reset, None) if boot == BootMode::Plain => Ok(ExitCode::SUCCESS),
-        (end, None) => {
-            let how = if matches!(end, End::Reset) {
-                "reset itself, as a kernel does that panics"
-            } else {
-                "powered off"
-            };
-            Err(format!("the guest {how} before its command had ended: see its console with --cmdline \"loglevel=7\"").into())
-        }
+        // Root in the guest may power it off; so may a plain image's init, or reboot.
+        (End::PowerOff, None) => Ok(ExitCode::SUCCESS),
+        (End::Reset, None) if boot == BootMode::Plain => Ok(ExitCode::SUCCESS),
+        (End::Reset, None) => Err(
+            "the guest reset itself before its command had ended, as a kernel does that panics: \
+             see its messages with --cmdline loglevel=7"
+                .into(),
+        ),
     }
 }

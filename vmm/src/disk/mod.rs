@@ -55,6 +55,8 @@ pub struct Disk {
     pub fresh: bool,
     /// Whether its file was made just now, and has a name.
     pub created: bool,
+    /// Whether it outlives the machine.
+    pub kept: bool,
 }
 
 /// Opens, and where needed makes and formats, the disk that `spec` names, and locks it.
@@ -77,6 +79,7 @@ pub fn open(spec: &DiskSpec, expect: Expect, dirs: &Dirs) -> Result<Disk, DiskEr
                 len: *size,
                 fresh: true,
                 created: false,
+                kept: false,
             })
         }
         DiskSpec::Named { name, size } => {
@@ -225,6 +228,7 @@ fn open_existing(path: &Path, found: Found, dirs: &Dirs) -> Result<Option<Disk>,
         len,
         fresh,
         created: false,
+        kept: true,
     }))
 }
 
@@ -282,6 +286,7 @@ fn create(path: &Path, len: u64, dirs: &Dirs) -> Result<Option<Disk>, DiskError>
             len,
             fresh: true,
             created: true,
+            kept: true,
         })),
         Err(rustix::io::Errno::EXIST) => Ok(None),
         Err(error) => Err(DiskError::io("make", path, error)),

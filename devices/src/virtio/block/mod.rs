@@ -6,8 +6,10 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod backend;
+mod data;
 pub mod layout;
 mod open;
+mod panic_relay;
 pub mod request;
 pub mod worker;
 
@@ -17,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use zerocopy::IntoBytes;
 
 pub use backend::Engine;
@@ -35,9 +36,7 @@ use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, StartedQueue, VirtioDevice,
 };
 use super::queue::QueueState;
-use crate::event_loop::{
-    Control, EventLoop, EventLoopHandle, Handler, Interest, Registration, Source,
-};
+use crate::event_loop::{EventLoop, EventLoopHandle, Registration};
 
 /// The most queues of a disk.
 pub const MAX_QUEUES: u16 = 32;
@@ -58,8 +57,8 @@ pub struct BlockConfig {
     pub serial: String,
     /// How the host does the I/O.
     pub engine: Engine,
-    /// A thread of its own for each queue, instead of the thread that all devices share. Small
-    /// writes cost half as much then, as they need not be handed on.
+    /// A thread of its own for each queue, instead of the thread that all devices share. Writes
+    /// cost much less then, as the thread may wait for the host and need not hand them on.
     pub dedicated_thread: bool,
 }
 
@@ -226,7 +225,7 @@ impl Block {
             let shared = activation.events.clone();
             let name = format!("block-{index}");
             Some(
-                EventLoop::spawn(&name, move |message| relay_panic(message, &shared))
+                EventLoop::spawn(&name, move |message| panic_relay::relay(message, &shared))
                     .map_err(event_loop)?,
             )
         } else {
@@ -376,42 +375,6 @@ fn check_config(config: &BlockConfig, path: &Path) -> Result<(), BlockError> {
         return refuse("queue_size", size, "it is a power of two from 2 to 1024");
     }
     Ok(())
-}
-
-/// A panic on a queue's own thread has to end the VM like one on the shared loop, which knows
-/// whom to tell: the shared loop is made to panic with the same message.
-fn relay_panic(message: String, shared: &EventLoopHandle) {
-    log::error!("a disk's thread panicked: {message}");
-    let relayed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(|event| {
-        let _ = event.write(1);
-        shared.add(PanicRelay { message, event })
-    });
-    match relayed {
-        // The loop ends with the handler in it.
-        Ok(Ok(registration)) => std::mem::forget(registration),
-        Ok(Err(error)) => log::error!("the panic cannot be reported: {error}"),
-        Err(error) => log::error!("the panic cannot be reported: {error}"),
-    }
-}
-
-struct PanicRelay {
-    message: String,
-    event: EventFd,
-}
-
-impl Handler for PanicRelay {
-    fn sources(&self) -> Vec<Source> {
-        use std::os::fd::AsRawFd;
-        vec![Source {
-            fd: self.event.as_raw_fd(),
-            token: 0,
-            interest: Interest::READ,
-        }]
-    }
-
-    fn ready(&mut self, _token: u32, _control: &mut Control<'_>) {
-        std::panic::resume_unwind(Box::new(std::mem::take(&mut self.message)));
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use super::backend::{Done, Io, Operation, Started};
 use super::layout::{Header, Status, WireRange};
 use super::*;

@@ -5,14 +5,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vm_memory::GuestAddress;
-
 use super::backend::{Backend, Buffers, Done, Io, Operation, Started};
-use super::layout::{F_FLUSH, HEADER_LEN, SECTOR_SIZE, SERIAL_LEN, Status};
+use super::data::point_at_data;
+use super::layout::{F_FLUSH, SECTOR_SIZE, SERIAL_LEN, Status};
 use super::request::{Limits, Range, Request, RequestError, STATUS_LEN};
 use crate::event_loop::{Control, Handler, Interest, Source};
 use crate::rate_limit::RateLimit;
-use crate::virtio::chain::{Chain, Segment};
+use crate::virtio::chain::Chain;
 use crate::virtio::device::{DeviceNotifier, StartedQueue};
 use crate::virtio::queue::{Queue, QueueError, QueueState};
 
@@ -196,7 +195,7 @@ impl Worker {
             return self.finish(chain, Status::Ok);
         };
         let mut buffers = self.spare.pop().unwrap_or_else(|| Buffers::new(memory));
-        if let Err(error) = fill(&mut buffers, &chain, &request) {
+        if let Err(error) = point_at_data(&mut buffers, &chain, &request) {
             self.warn("a request's buffers", &error);
             return self.finish(chain, Status::IoErr);
         }
@@ -459,67 +458,5 @@ fn range_operation(
         Some(range) => Some(operation(range)),
         None if durable && done == ranges.len() => Some(Operation::Flush),
         None => None,
-    }
-}
-
-/// Points `buffers` at the data of a read or write.
-fn fill(
-    buffers: &mut Buffers,
-    chain: &Chain,
-    request: &Request,
-) -> Result<(), vm_memory::GuestMemoryError> {
-    let (segments, skip, len) = match request {
-        Request::Read { len, .. } => (chain.writable(), 0, *len),
-        Request::Write { len, .. } => (chain.readable(), HEADER_LEN, *len),
-        _ => return Ok(()),
-    };
-    for (addr, len) in cut(segments, skip, len) {
-        buffers.push(addr, len as usize)?;
-    }
-    Ok(())
-}
-
-/// The pieces of `segments` that hold `len` bytes after the first `skip`.
-fn cut(
-    segments: &[Segment],
-    mut skip: u32,
-    mut left: u32,
-) -> impl Iterator<Item = (GuestAddress, u32)> {
-    segments.iter().filter_map(move |segment| {
-        let skipped = skip.min(segment.len);
-        skip -= skipped;
-        let len = (segment.len - skipped).min(left);
-        left -= len;
-        // Segments lie in memory as a whole, so the sum cannot wrap.
-        (len > 0).then(|| {
-            (
-                GuestAddress(segment.addr.0.wrapping_add(skipped.into())),
-                len,
-            )
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cut_skips_and_stops_inside_of_segments() {
-        let segments: Vec<Segment> = [(0, 10), (100, 10), (200, 10)]
-            .map(|(addr, len)| Segment {
-                addr: GuestAddress(addr),
-                len,
-            })
-            .into();
-        let pieces: Vec<_> = cut(&segments, 12, 10)
-            .map(|(at, len)| (at.0, len))
-            .collect();
-        assert_eq!(pieces, [(102, 8), (200, 2)]);
-        let pieces: Vec<_> = cut(&segments, 20, 10)
-            .map(|(at, len)| (at.0, len))
-            .collect();
-        assert_eq!(pieces, [(200, 10)]);
-        assert_eq!(cut(&segments, 0, 0).count(), 0);
     }
 }

@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::file::is_unsupported;
 use super::{Backend, Buffers, DiskFile, Done, Io, Operation, Started};
 
-/// The longest transfer that is done without the ring where that is cheaper.
-const INLINE_MAX: usize = 256 * 1024;
+/// The longest read that looks into the page cache before it takes the ring.
+const CACHED_READ_MAX: usize = 256 * 1024;
 /// A submission that the host refuses for want of resources is tried so many times.
 const SUBMIT_ATTEMPTS: u32 = 1000;
 
@@ -71,14 +71,15 @@ impl Uring {
     /// from the page cache. While the ring is in use reads go there, as they are likely to miss
     /// the cache too, and many entries share one system call.
     fn try_inline(&mut self, io: &Io) -> Option<io::Result<usize>> {
-        if io.buffers.len() > INLINE_MAX {
-            return None;
-        }
         match io.operation {
             Operation::Write { durable: false, .. } if self.may_block => {
                 Some(self.disk.execute(&io.operation, &io.buffers))
             }
-            Operation::Read { offset } if self.cached_reads && self.in_flight == 0 => {
+            Operation::Read { offset }
+                if self.cached_reads
+                    && self.in_flight == 0
+                    && io.buffers.len() <= CACHED_READ_MAX =>
+            {
                 match self.disk.read_cached(&io.buffers, offset) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
                     result if is_unsupported(&result) => {
