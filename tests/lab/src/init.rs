@@ -73,6 +73,7 @@ fn start() -> Result<()> {
         mount("/dev/vda", "/lab-disk", "ext4", "")?;
     }
     kvm.join().map_err(|_| "loading KVM's modules panicked")??;
+    start_processors()?;
     fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666)).map_err(at("/dev/kvm"))?;
     command::run(&request, control)?;
     Ok(())
@@ -189,6 +190,20 @@ fn furnish(request: &Request) -> Result<()> {
     link_modules(Path::new(&request.modules))?;
     mount_share(Path::new(&request.share))?;
     make_runtime_folder(&request.environment)
+}
+
+/// Starts the processors that `maxcpus=1` left off.
+///
+/// QEMU before 8.1 can keep a stale translation of code that one processor rewrites while another
+/// one runs it. A kernel rewrites itself most while it boots, so it boots with one.
+fn start_processors() -> Result<()> {
+    for entry in fs::read_dir("/sys/devices/system/cpu")? {
+        let switch = entry?.path().join("online");
+        if fs::read(&switch).is_ok_and(|state| state.starts_with(b"0")) {
+            fs::write(&switch, "1").map_err(at(&switch.to_string_lossy()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Shows the kernel's modules where modprobe looks for them, so that the kernel loads the rest of

@@ -1,0 +1,83 @@
+//! All the ways in which a VM ends.
+
+use anyhow::{Result, ensure};
+use casita_tests::place::Place;
+use casita_tests::suite::Suite;
+use rustix::process::Signal;
+
+use super::shell;
+
+pub fn tests(suite: &mut Suite) {
+    suite.test("sigterm_is_143", || signal(Signal::TERM, 143));
+    suite.test("sigint_is_130", || signal(Signal::INT, 130));
+    suite.test("sighup_is_129", || signal(Signal::HUP, 129));
+    suite.test("a_guest_that_powers_off_early_is_told", || {
+        early("poweroff -f", "powered off")
+    });
+    suite.test("a_guest_that_reboots_early_is_told", || {
+        early("reboot -f", "reset itself")
+    });
+    suite.test("a_kernel_panic_is_told", panic);
+    suite.test(
+        "what_the_command_left_running_does_not_hold_the_end",
+        left_running,
+    );
+}
+
+fn signal(signal: Signal, code: i32) -> Result<()> {
+    let place = Place::new()?;
+    let running = shell(&place, &["--cpus", "2"], "echo ready; while :; do :; done").start()?;
+    running.wait_for("ready")?;
+    running.signal(signal)?;
+    let finished = running.finish()?.expect(code)?;
+    ensure!(
+        finished.stderr.is_empty(),
+        "no complaint was expected\n{finished}"
+    );
+    let left = place.listing()?;
+    ensure!(
+        !left.iter().any(|name| name.starts_with("data")),
+        "left behind: {left:?}"
+    );
+    Ok(())
+}
+
+fn early(command: &str, how: &str) -> Result<()> {
+    let script = format!("echo before; {command}; while :; do sleep 1000; done");
+    let finished = shell(&Place::new()?, &[], &script).finish()?.expect(125)?;
+    let finished = finished.says(&["before"])?;
+    let complaint = finished.complaint();
+    ensure!(
+        complaint.starts_with("casita: the guest ") && complaint.contains(how),
+        "{how:?} was expected\n{finished}"
+    );
+    Ok(())
+}
+
+fn panic() -> Result<()> {
+    let script = "echo before; echo c > /proc/sysrq-trigger; while :; do sleep 1000; done";
+    let finished = shell(&Place::new()?, &["--cpus", "2"], script)
+        .finish()?
+        .expect(125)?;
+    let finished = finished.says(&[
+        "before",
+        "Kernel panic - not syncing: sysrq triggered crash",
+    ])?;
+    ensure!(
+        finished
+            .complaint()
+            .contains("reset itself, as a kernel does that panics"),
+        "{finished}"
+    );
+    Ok(())
+}
+
+fn left_running() -> Result<()> {
+    let script =
+        "trap '' TERM; (trap '' TERM HUP; while :; do sleep 1000; done) & echo started; exit 8";
+    shell(&Place::new()?, &[], script)
+        .finish()?
+        .expect(8)?
+        .says(&["started"])?;
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Real Linux guests, started as people start them. Where this machine's KVM can't run Linux, the
+//! whole program goes on in the lab.
+
+mod command;
+mod disks;
+mod ends;
+mod hardware;
+mod images;
+mod plain;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use casita_tests::machine;
+use casita_tests::place::Place;
+use casita_tests::run::{Finished, Program};
+use casita_tests::suite::Suite;
+use libtest_mimic::Arguments;
+
+/// More than twice what all of it takes in the lab on two cores that are busy with other things.
+const LAB_SECONDS: u32 = 1200;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let missing = machine::lacks_file(&machine::casita())
+        .or_else(|| machine::lacks_file(&machine::default_kernel()));
+    if missing.is_none() && !arguments.list && !machine::is_lab() && !machine::runs_guests() {
+        println!("this machine's KVM can't run guests: the tests run in the lab");
+        warm_up();
+        if let Err(error) = machine::go_on_in_the_lab(LAB_SECONDS) {
+            eprintln!("{error:#}");
+        }
+        return ExitCode::FAILURE;
+    }
+    let mut suite = Suite::new();
+    suite.all_miss(missing);
+    command::tests(&mut suite);
+    disks::tests(&mut suite);
+    ends::tests(&mut suite);
+    hardware::tests(&mut suite);
+    images::tests(&mut suite);
+    plain::tests(&mut suite);
+    terminal::tests(&mut suite);
+    suite.run(&arguments)
+}
+
+/// Makes the templates of the disks that the tests use, which the lab would make anew each time. A
+/// command line that no kernel takes ends each start as soon as its files are open.
+fn warm_up() {
+    let long = "x".repeat(60_000);
+    let Ok(place) = Place::new() else { return };
+    for disk in [
+        &[][..],
+        &["--disk", "d.raw,size=64M"],
+        &["--disk", "e.raw,size=1G"],
+    ] {
+        let arguments = ["run", "--skip-kvm-check", "--cmdline", &long];
+        // What is missing shows in the tests themselves.
+        let _ = place.casita([&arguments, disk].concat()).finish();
+    }
+}
+
+/// `casita run` with `options`, and a shell that runs `script`.
+fn shell(place: &Place, options: &[&str], script: &str) -> Program {
+    let command = ["--", "sh", "-c", script];
+    place.casita([&["run"], options, &command].concat())
+}
+
+/// Runs a shell to its end, which has to be with status 0.
+fn sh(options: &[&str], script: &str) -> Result<Finished> {
+    shell(&Place::new()?, options, script).finish()?.expect(0)
+}

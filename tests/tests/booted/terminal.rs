@@ -1,0 +1,84 @@
+//! A person at a terminal.
+
+use anyhow::Result;
+use casita_tests::machine;
+use casita_tests::place::Place;
+use casita_tests::suite::Suite;
+use casita_tests::terminal::Seat;
+use rustix::process::Signal;
+
+use super::shell;
+
+pub fn tests(suite: &mut Suite) {
+    let missing = || machine::lacks("setsid", "util-linux");
+    suite.test_if(missing(), "a_shell_at_a_terminal", interactive);
+    suite.test_if(
+        missing(),
+        "the_terminal_is_restored_after_sigterm",
+        terminated,
+    );
+    suite.test_if(missing(), "the_escape_key_ends_it", escape);
+    suite.test_if(missing(), "the_terminal_is_restored_after_a_failure", fails);
+}
+
+/// What is typed is echoed, so the commands are written such that their output is not in them.
+fn interactive() -> Result<()> {
+    const PROMPT: &str = "root@box:/# ";
+    let place = Place::new()?;
+    let mut seat = Seat::start(place.casita(["run", "--name", "box"]), 33, 101)?;
+    seat.shows(PROMPT)?;
+    seat.is_raw()?;
+    seat.types("stty size; echo $TERM; tty\r")?;
+    seat.shows("33 101\r\n")?;
+    seat.shows("vt100\r\n")?;
+    seat.shows("/dev/ttyS0\r\n")?;
+    seat.shows(PROMPT)?;
+    // Ctrl-C ends what runs in the foreground, and not the VM.
+    seat.types("sh -c 'echo sle\"\"eping; exec sleep 1000'\r")?;
+    seat.shows("sleeping\r\n")?;
+    seat.types("\x03")?;
+    seat.shows(PROMPT)?;
+    seat.types("echo ali\"\"ve\r")?;
+    seat.shows("alive\r\n")?;
+    // A line is corrected as everywhere.
+    seat.types("cat\r")?;
+    seat.types("wrong\x15ri\x7fight\r")?;
+    seat.shows("\nright\r\n")?;
+    seat.types("\x04")?;
+    seat.shows(PROMPT)?;
+    seat.types("exit 5\r")?;
+    seat.ends_with(5)
+}
+
+fn terminated() -> Result<()> {
+    let place = Place::new()?;
+    let program = shell(&place, &[], "echo ready; while :; do sleep 1000; done");
+    let mut seat = Seat::start(program, 24, 80)?;
+    seat.shows("ready")?;
+    seat.is_raw()?;
+    seat.signal(Signal::TERM)?;
+    seat.ends_with(143)
+}
+
+fn escape() -> Result<()> {
+    let place = Place::new()?;
+    let mut seat = Seat::start(
+        shell(&place, &[], "trap '' INT; echo ready; while :; do :; done"),
+        24,
+        80,
+    )?;
+    seat.shows("ready")?;
+    seat.types("\x03\x1c\x1d")?;
+    seat.ends_with(125)
+}
+
+fn fails() -> Result<()> {
+    let place = Place::new()?;
+    let mut seat = Seat::start(
+        shell(&place, &[], "echo ready; reboot -f; sleep 1000"),
+        24,
+        80,
+    )?;
+    seat.shows("casita: the guest reset itself")?;
+    seat.ends_with(125)
+}
