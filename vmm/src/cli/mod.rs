@@ -30,10 +30,16 @@ pub struct Cli {
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Global {
     /// Say more: causes of errors, what is done; twice for details
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Say nothing but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 101,
+        conflicts_with = "verbose"
+    )]
     quiet: bool,
 }
 

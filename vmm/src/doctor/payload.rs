@@ -86,9 +86,12 @@ pub struct Findings {
     pub failing: Vec<&'static str>,
 }
 
-/// Slower than this, a guest is interpreted: hardware and even an emulated CPU with nested paging
-/// run hundreds of millions.
-const USABLE_MIPS: f64 = 10.0;
+/// Slower than this, a guest is interpreted: that gives about one. Hardware runs thousands, and an
+/// emulated CPU with nested paging on a busy machine was seen at five.
+const USABLE_MIPS: f64 = 3.0;
+
+/// The loop is timed this often at most: one turn can fall into a pause of the host's.
+const SPEED_ATTEMPTS: u32 = 3;
 
 impl Findings {
     /// Whether an ordinary kernel can run.
@@ -212,10 +215,17 @@ impl Payload {
         code.extend([0xff, 0xc9, 0x75, 0xfc]); // dec ecx; jnz
         // The first turn pays for page faults of the host.
         self.execute(&code)?;
-        let Some(took) = self.execute(&code)? else {
-            return Ok(0.0);
-        };
-        Ok(f64::from(2 * LOOP_TURNS) / took.as_secs_f64() / 1e6)
+        let mut best = 0.0;
+        for _ in 0..SPEED_ATTEMPTS {
+            let Some(took) = self.execute(&code)? else {
+                return Ok(0.0);
+            };
+            best = f64::max(best, f64::from(2 * LOOP_TURNS) / took.as_secs_f64() / 1e6);
+            if best >= USABLE_MIPS {
+                break;
+            }
+        }
+        Ok(best)
     }
 
     /// Runs `code` and returns how long it took, or `None` if it did not get to its end.
