@@ -17,8 +17,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::machine;
 
-/// How long a test waits for anything. Nothing takes so long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a test waits for anything: `$CASITA_TEST_PATIENCE` seconds, or two minutes. Nothing
+/// takes so long unless it hangs.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("CASITA_TEST_PATIENCE").ok();
+    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(120))
+}
 
 /// A program that has not been started yet.
 pub struct Program {
@@ -216,7 +220,7 @@ impl Said {
             if let Some(at) = find(new, text.as_bytes()) {
                 return Ok(from + at + text.len());
             }
-            let left = PATIENCE.saturating_sub(start.elapsed());
+            let left = patience().saturating_sub(start.elapsed());
             if left.is_zero() || state.open == 0 {
                 let why = if left.is_zero() {
                     "in time"
@@ -240,7 +244,7 @@ impl Said {
     fn wait_for_end(&self) -> Result<(Vec<u8>, Vec<u8>)> {
         let (mut state, timeout) = self
             .more
-            .wait_timeout_while(self.state(), PATIENCE, |state| state.open > 0)
+            .wait_timeout_while(self.state(), patience(), |state| state.open > 0)
             .unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
             bail!(
@@ -356,12 +360,12 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     let fd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     let timeout = Timespec {
-        tv_sec: PATIENCE.as_secs().try_into()?,
+        tv_sec: patience().as_secs().try_into()?,
         tv_nsec: 0,
     };
     loop {
         match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => bail!("it did not end within {} s", PATIENCE.as_secs()),
+            Ok(0) => bail!("it did not end within {} s", patience().as_secs()),
             Ok(_) => return Ok(child.wait()?),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

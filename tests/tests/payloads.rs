@@ -19,8 +19,10 @@ use serde_json::Value;
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     suite.all_miss(machine::lacks_kvm());
-    let tests: [(&str, fn() -> Result<()>); 16] = [
+    let tests: [(&str, fn() -> Result<()>); 18] = [
         ("output_arrives_and_power_off_ends_it", output_and_power_off),
+        ("a_megabyte_of_output_arrives_whole", much_output),
+        ("string_instructions_write_byte_by_byte", string_output),
         ("the_reset_register_ends_it", reset),
         (
             "the_keyboard_controllers_pulse_ends_it",
@@ -90,6 +92,37 @@ fn said(finished: &Finished, expected: &[u8]) -> Result<()> {
 fn output_and_power_off() -> Result<()> {
     let finished = run(&Payload::new().print("hi\n").power_off())?.expect(0)?;
     said(&finished, b"hi\n")
+}
+
+/// Counts its bytes in cl and writes each, a mebibyte's worth.
+fn much_output() -> Result<()> {
+    let payload = Payload::new()
+        .code(&[0xb9, 0, 0, 0x10, 0]) // mov ecx, 1 << 20
+        .code(&[0x66, 0xba, 0xf8, 0x03]) // mov dx, 0x3f8
+        .code(&[0x88, 0xc8, 0xee]) // 1: mov al, cl; out dx, al
+        .code(&[0x49, 0x75, 0xfa]) // dec ecx; jnz 1b
+        .power_off();
+    let finished = run(&payload)?.expect(0)?;
+    let expected: Vec<u8> = (1..=1_u32 << 20).rev().map(|count| count as u8).collect();
+    ensure!(
+        finished.stdout.len() == 1 << 20,
+        "{} bytes arrived",
+        finished.stdout.len()
+    );
+    ensure!(finished.stdout == expected, "they are not in order");
+    Ok(())
+}
+
+/// `rep outsb` may reach the monitor as one exit with many bytes for one port.
+fn string_output() -> Result<()> {
+    let payload = Payload::new()
+        .fill32(0x20_0000, u32::from_le_bytes(*b"abcd"), 500)
+        .code(&[0xbe, 0, 0, 0x20, 0]) // mov esi, 0x200000
+        .code(&[0xb9, 0xd0, 0x07, 0, 0]) // mov ecx, 2000
+        .code(&[0x66, 0xba, 0xf8, 0x03]) // mov dx, 0x3f8
+        .code(&[0xf3, 0x6e]) // rep outsb
+        .power_off();
+    said(&run(&payload)?.expect(0)?, &b"abcd".repeat(500))
 }
 
 fn reset() -> Result<()> {

@@ -50,6 +50,9 @@ const ESCAPE: u8 = 0x1d;
 /// Ctrl-D: ends the input of a line discipline that is in canonical mode.
 const END_OF_INPUT: u8 = 0x04;
 
+/// How often a guest that reads on finds the end of its input.
+const ENDINGS: u8 = 4;
+
 /// Casita's standard input as the guest's keyboard.
 pub struct ConsoleInput {
     fd: OwnedFd,
@@ -63,8 +66,9 @@ pub struct ConsoleInput {
 enum Ending {
     /// Nothing: whoever sits at a terminal types Ctrl-D.
     Silent,
-    /// As many Ctrl-D as end the input: a second one if the last line is not complete.
-    Due,
+    /// So many Ctrl-D: each ends one read of the guest's, and where a pipe stays at its end, a
+    /// terminal does not. One more comes first if the last line is not complete.
+    Due(u8),
 }
 
 impl ConsoleInput {
@@ -78,7 +82,7 @@ impl ConsoleInput {
     ) -> io::Result<Option<Self>> {
         let (on_escape, ending) = match console {
             Console::OutputOnly => return Ok(None),
-            Console::Stream => (None, Ending::Due),
+            Console::Stream => (None, Ending::Due(ENDINGS)),
             Console::Terminal(_) => (
                 Some(Box::new(on_escape) as Box<dyn Fn() + Send>),
                 Ending::Silent,
@@ -104,10 +108,10 @@ impl Read for ConsoleInput {
             }
             return Ok(count);
         }
-        if let (Ending::Due, Some(first)) = (&self.ending, buffer.first_mut()) {
+        if let (Ending::Due(left @ 1..), Some(first)) = (&mut self.ending, buffer.first_mut()) {
             *first = END_OF_INPUT;
             if self.at_line_start {
-                self.ending = Ending::Silent;
+                *left -= 1;
             }
             self.at_line_start = true;
             return Ok(1);

@@ -73,6 +73,7 @@ fn start() -> Result<()> {
         mount("/dev/vda", "/lab-disk", "ext4", "")?;
     }
     kvm.join().map_err(|_| "loading KVM's modules panicked")??;
+    settle_kvm()?;
     start_processors()?;
     fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666)).map_err(at("/dev/kvm"))?;
     command::run(&request, control)?;
@@ -190,6 +191,14 @@ fn furnish(request: &Request) -> Result<()> {
     link_modules(Path::new(&request.modules))?;
     mount_share(Path::new(&request.share))?;
     make_runtime_folder(&request.environment)
+}
+
+/// Has KVM rewrite, before other processors run, what it rewrites of the kernel when the first machine
+/// comes and the last one goes; a machine that stays keeps it from doing so again. See
+/// [`start_processors`] for why that matters.
+fn settle_kvm() -> Result<()> {
+    let kvm = File::open("/dev/kvm").map_err(at("/dev/kvm"))?;
+    Ok(sys::keep_virtual_machine(&kvm).map_err(at("/dev/kvm"))?)
 }
 
 /// Starts the processors that `maxcpus=1` left off.

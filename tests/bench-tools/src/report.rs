@@ -1,0 +1,165 @@
+//! The tables.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::result::{Goal, PartResult, Row};
+
+/// The parts in the order of the report, with their headings.
+const PARTS: [(&str, &str); 4] = [
+    ("start", "Start of a monitor"),
+    ("boot", "Boot"),
+    ("memory", "Memory"),
+    ("fio", "Disk"),
+];
+const WIDTH: usize = 98;
+
+/// Joins the parts in `dir`: results.json for programs, results.txt and standard output for people.
+pub fn report(dir: &Path) -> Result<()> {
+    let mut results = Vec::new();
+    let mut text = String::new();
+    for (part, heading) in PARTS {
+        let Ok(json) = fs::read(dir.join(format!("{part}.json"))) else {
+            continue;
+        };
+        let result: PartResult =
+            serde_json::from_slice(&json).with_context(|| format!("{part}.json"))?;
+        describe(heading, &result, &mut text)?;
+        results.push(result);
+    }
+    fs::write(
+        dir.join("results.json"),
+        serde_json::to_vec_pretty(&results)?,
+    )?;
+    fs::write(dir.join("results.txt"), &text)?;
+    print!("{text}");
+    Ok(())
+}
+
+fn describe(heading: &str, result: &PartResult, text: &mut String) -> std::fmt::Result {
+    let print = &result.fingerprint;
+    writeln!(text, "\n{heading}\n{}", "=".repeat(heading.len()))?;
+    for (name, value) in [
+        ("host", format!("{}, {} MiB", print.cpu, print.memory_mib)),
+        (
+            "",
+            format!(
+                "Linux {}, {}, governor {}, huge pages {}, {} scheduling, load {}",
+                print.host_kernel,
+                print.kvm,
+                print.governor,
+                print.huge_pages,
+                print.scheduling,
+                print.load
+            ),
+        ),
+        ("lab", print.lab.clone()),
+        (
+            "with",
+            format!("{}; {}; {}", print.casita, print.guest_kernel, print.qemu),
+        ),
+    ] {
+        writeln!(text, "{name:<5} {value}")?;
+    }
+    for note in &result.notes {
+        wrap(note, text)?;
+    }
+    writeln!(
+        text,
+        "\n{:<37} {:>10} {:>10} {:>10} {:>4}  goal",
+        "", "median", "min", "max", "runs"
+    )?;
+    let mut done: Vec<&str> = Vec::new();
+    for row in &result.rows {
+        if done.contains(&row.what.as_str()) {
+            continue;
+        }
+        done.push(&row.what);
+        let unit = if row.unit.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", row.unit)
+        };
+        writeln!(text, "{}{unit}", row.what)?;
+        for row in result.rows.iter().filter(|other| other.what == row.what) {
+            writeln!(text, "{}", line(row))?;
+        }
+    }
+    Ok(())
+}
+
+fn line(row: &Row) -> String {
+    let median = row.median();
+    let goal = row.goal.map_or_else(String::new, |goal| {
+        let (words, limit) = match goal {
+            Goal::AtMost(limit) => ("at most", limit),
+            Goal::AtLeast(limit) => ("at least", limit),
+        };
+        let met = if goal.met(median) { "met" } else { "NOT MET" };
+        format!("{words} {}: {met}", figure(limit))
+    });
+    let text = format!(
+        "  {:<35} {:>10} {:>10} {:>10} {:>4}  {goal}",
+        row.who,
+        figure(median),
+        figure(row.min()),
+        figure(row.max()),
+        row.values.len()
+    );
+    text.trim_end().to_owned()
+}
+
+/// Three digits or more.
+fn figure(value: f64) -> String {
+    let decimals = match value.abs() {
+        size if size >= 100.0 || size == 0.0 => 0,
+        size if size >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A point of lines that are not too long.
+fn wrap(note: &str, text: &mut String) -> std::fmt::Result {
+    let mut line = String::from("-");
+    for word in note.split_whitespace() {
+        if line.len() + 1 + word.len() > WIDTH {
+            writeln!(text, "{line}")?;
+            line = String::from(" ");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    writeln!(text, "{line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_note_becomes_one_point_of_short_lines() {
+        let mut text = String::from("before\n");
+        wrap(&"word ".repeat(40), &mut text).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "before");
+        assert!(lines[1].starts_with("- word"), "{text}");
+        assert!(lines[2].starts_with("  word"), "{text}");
+        assert!(lines.iter().all(|line| line.len() <= WIDTH), "{text}");
+    }
+
+    #[test]
+    fn a_missed_goal_is_said() {
+        let row = Row {
+            what: String::new(),
+            who: "casita".into(),
+            unit: "ms".into(),
+            values: vec![4.0],
+            goal: Some(Goal::AtMost(3.0)),
+        };
+        assert!(line(&row).ends_with("at most 3.00: NOT MET"));
+    }
+}

@@ -1,0 +1,160 @@
+//! What a part measured.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+
+/// One quantity of one subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured.
+    pub what: String,
+    /// Whose it is.
+    pub who: String,
+    /// The unit of the values.
+    pub unit: String,
+    /// One value for each run, in the order of the runs.
+    pub values: Vec<f64>,
+    /// What the project wants of the median.
+    pub goal: Option<Goal>,
+}
+
+/// What the project wants of a median.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goal {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
+
+impl Goal {
+    /// Whether `median` is as wanted.
+    pub fn met(self, median: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => median <= limit,
+            Self::AtLeast(limit) => median >= limit,
+        }
+    }
+}
+
+impl Row {
+    /// The middle value; NaN without any.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match (sorted.len() % 2, sorted.get(middle)) {
+            (_, None) => f64::NAN,
+            (0, Some(upper)) => f64::midpoint(sorted[middle - 1], *upper),
+            (_, Some(value)) => *value,
+        }
+    }
+
+    /// The smallest value.
+    pub fn min(&self) -> f64 {
+        self.values.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// The largest value.
+    pub fn max(&self) -> f64 {
+        self.values
+            .iter()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max)
+    }
+}
+
+/// All that one part measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartResult {
+    /// Its name.
+    pub part: String,
+    /// Where it ran.
+    pub fingerprint: Fingerprint,
+    /// How it was measured, and what it does not tell.
+    pub notes: Vec<String>,
+    /// The figures.
+    pub rows: Vec<Row>,
+}
+
+impl PartResult {
+    /// A part without figures yet.
+    pub fn new(part: &str, fingerprint: Fingerprint) -> Self {
+        Self {
+            part: part.to_owned(),
+            fingerprint,
+            notes: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Says how something was measured.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    /// Adds `value` to the row of `what` and `who`.
+    pub fn add(&mut self, what: &str, who: &str, unit: &str, value: f64) {
+        let row = self
+            .rows
+            .iter_mut()
+            .find(|row| row.what == what && row.who == who);
+        match row {
+            Some(row) => row.values.push(value),
+            None => self.rows.push(Row {
+                what: what.to_owned(),
+                who: who.to_owned(),
+                unit: unit.to_owned(),
+                values: vec![value],
+                goal: None,
+            }),
+        }
+    }
+
+    /// Sets what is wanted of the row of `what` and `who`.
+    pub fn set_goal(&mut self, what: &str, who: &str, goal: Goal) {
+        for row in &mut self.rows {
+            if row.what == what && row.who == who {
+                row.goal = Some(goal);
+            }
+        }
+    }
+
+    /// The row of `what` and `who`.
+    pub fn row(&self, what: &str, who: &str) -> Option<&Row> {
+        self.rows
+            .iter()
+            .find(|row| row.what == what && row.who == who)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(values: &[f64]) -> Row {
+        Row {
+            what: String::new(),
+            who: String::new(),
+            unit: String::new(),
+            values: values.to_vec(),
+            goal: None,
+        }
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
+        assert!((row(&[9.0, 1.0, 3.0, 2.0]).median() - 2.5).abs() < 1e-9);
+        assert!((row(&[9.0, 1.0, 3.0]).median() - 3.0).abs() < 1e-9);
+        assert!(row(&[]).median().is_nan());
+    }
+
+    #[test]
+    fn a_goal_holds_at_its_limit() {
+        assert!(Goal::AtMost(3.0).met(3.0) && !Goal::AtMost(3.0).met(3.1));
+        assert!(Goal::AtLeast(3.0).met(3.0) && !Goal::AtLeast(3.0).met(2.9));
+        assert!(!Goal::AtMost(3.0).met(f64::NAN));
+    }
+}
