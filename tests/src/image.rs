@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
 
 use crate::machine;
 
@@ -60,10 +59,11 @@ pub fn tree(folder: &Path, init: &str) -> Result<()> {
     Ok(())
 }
 
-fn make(program: (&str, &str), arguments: &[&str], paths: [&Path; 2]) -> Result<()> {
+/// Runs a program with `options`, which may stand behind the paths with most, and with some must.
+fn make(program: (&str, &str), paths: [&Path; 2], options: &[&str]) -> Result<()> {
     let (name, package) = program;
     let path = machine::program(name).with_context(|| format!("{name} ({package}) is missing"))?;
-    let output = Command::new(path).args(arguments).args(paths).output()?;
+    let output = Command::new(path).args(paths).args(options).output()?;
     ensure!(
         output.status.success(),
         "{name}: {}",
@@ -77,7 +77,7 @@ fn make(program: (&str, &str), arguments: &[&str], paths: [&Path; 2]) -> Result<
 /// # Errors
 /// If the program fails, here and below.
 pub fn erofs(tree: &Path, image: &Path) -> Result<()> {
-    make(EROFS, &["--quiet"], [image, tree])
+    make(EROFS, [image, tree], &["--quiet"])
 }
 
 /// Makes a squashfs image.
@@ -85,7 +85,7 @@ pub fn erofs(tree: &Path, image: &Path) -> Result<()> {
 /// # Errors
 /// If the program fails.
 pub fn squashfs(tree: &Path, image: &Path) -> Result<()> {
-    make(SQUASHFS, &["-quiet", "-no-progress"], [tree, image])
+    make(SQUASHFS, [tree, image], &["-quiet", "-no-progress"])
 }
 
 /// Makes an ISO 9660 image with Rock Ridge names, as Linux media have.
@@ -93,11 +93,11 @@ pub fn squashfs(tree: &Path, image: &Path) -> Result<()> {
 /// # Errors
 /// If the program fails.
 pub fn iso9660(tree: &Path, image: &Path) -> Result<()> {
-    let output = format!("-output={}", image.display());
+    let options = ["-quiet", "-R"];
     make(
         ISO9660,
-        &["-quiet", "-R", &output],
-        [Path::new("-no-pad"), tree],
+        [Path::new("-o"), image],
+        &[&options[..], &[&tree.display().to_string()]].concat(),
     )
 }
 
@@ -107,11 +107,11 @@ pub fn iso9660(tree: &Path, image: &Path) -> Result<()> {
 /// If the program fails.
 pub fn ext4(tree: &Path, image: &Path) -> Result<()> {
     let tree = tree.display().to_string();
-    fs::File::create(image)?.set_len(64 << 20)?;
+    fs::File::create(image)?.set_len(24 << 20)?;
     make(
         EXT4,
-        &["-q", "-F", "-t", "ext4", "-d", &tree],
         [Path::new("-m0"), image],
+        &["-q", "-F", "-t", "ext4", "-d", &tree],
     )
 }
 
@@ -150,13 +150,4 @@ fn list(base: &Path, folder: &Path, names: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The digest of a file's content.
-///
-/// # Errors
-/// If it can't be read.
-pub fn digest(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(Sha256::digest(bytes).to_vec())
 }

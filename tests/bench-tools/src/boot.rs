@@ -16,7 +16,7 @@ use crate::result::{Goal, PartResult};
 const TO_INIT: &str = "exec to init";
 const TO_COMMAND: &str = "exec to command";
 const TO_END: &str = "exec to the end of `true`";
-const EXITS: &str = "VM exits until a shell is idle: ";
+const EXITS: &str = "VM exits by KVM: ";
 const READY: &str = "bench-ready";
 
 /// casita's own account of a run.
@@ -72,8 +72,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     result.note(
         "An instruction counter as clock leaves out what a VM exit costs on hardware: see the \
          exits. It jumps while the lab waits for its file server, which some runs show: the median \
-         is the figure. Those of KVM are /sys/kernel/debug/kvm's; casita's own counts are of exits to user \
-         space alone.",
+         is the figure. Those by KVM are /sys/kernel/debug/kvm's of one boot to an idle shell (pf_taken: nested \
+         page faults); those to user space are casita's own, to the end of `true`.",
     );
     let peer = Peer {
         disk: peers::make_disk(subjects, "boot.disk", "2G")?,
@@ -128,13 +128,13 @@ fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
     round.add(TO_END, CASITA, "ms", ms(start, end));
     let mut before = start;
     for stage in &stats.stages {
-        let what = format!("  of it, up to {}", stage.name);
+        let what = format!("  casita, up to {}", stage.name);
         round.add(&what, CASITA, "ms", ms(before, stage.at_ns));
         before = stage.at_ns;
     }
     #[allow(clippy::cast_precision_loss, reason = "some hundred")]
     for (kind, count) in &stats.exits {
-        let what = format!("exits to user space until the end of `true`: {kind}");
+        let what = format!("exits to user space: {kind}");
         round.add(&what, CASITA, "", *count as f64);
     }
     Ok(())

@@ -69,7 +69,7 @@ fn describe(heading: &str, result: &PartResult, text: &mut String) -> std::fmt::
     }
     writeln!(
         text,
-        "\n{:<37} {:>10} {:>10} {:>10} {:>4}  goal",
+        "\n{:<40} {:>8} {:>8} {:>8} {:>4}  goal",
         "", "median", "min", "max", "runs"
     )?;
     let mut done: Vec<&str> = Vec::new();
@@ -83,15 +83,26 @@ fn describe(heading: &str, result: &PartResult, text: &mut String) -> std::fmt::
         } else {
             format!(", {}", row.unit)
         };
-        writeln!(text, "{}{unit}", row.what)?;
-        for row in result.rows.iter().filter(|other| other.what == row.what) {
-            writeln!(text, "{}", line(row))?;
+        let label = format!("{}{unit}", row.what);
+        let rows: Vec<&Row> = result
+            .rows
+            .iter()
+            .filter(|other| other.what == row.what)
+            .collect();
+        // What nobody else has is told in one line.
+        if let [row] = rows[..] {
+            writeln!(text, "{}", line(&label, row))?;
+            continue;
+        }
+        writeln!(text, "{label}")?;
+        for row in rows {
+            writeln!(text, "{}", line(&format!("  {}", row.who), row))?;
         }
     }
     Ok(())
 }
 
-fn line(row: &Row) -> String {
+fn line(label: &str, row: &Row) -> String {
     let median = row.median();
     let goal = row.goal.map_or_else(String::new, |goal| {
         let (words, limit) = match goal {
@@ -102,8 +113,7 @@ fn line(row: &Row) -> String {
         format!("{words} {}: {met}", figure(limit))
     });
     let text = format!(
-        "  {:<35} {:>10} {:>10} {:>10} {:>4}  {goal}",
-        row.who,
+        "{label:<40} {:>8} {:>8} {:>8} {:>4}  {goal}",
         figure(median),
         figure(row.min()),
         figure(row.max()),
@@ -160,6 +170,6 @@ mod tests {
             values: vec![4.0],
             goal: Some(Goal::AtMost(3.0)),
         };
-        assert!(line(&row).ends_with("at most 3.00: NOT MET"));
+        assert!(line("", &row).ends_with("at most 3.00: NOT MET"));
     }
 }

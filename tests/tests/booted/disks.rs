@@ -36,7 +36,7 @@ fn overlay() -> Result<()> {
     let place = Place::new()?;
     image::tree(&place.path("tree"), "")?;
     image::erofs(&place.path("tree"), &place.path("image"))?;
-    let before = image::digest(&place.path("image"))?;
+    let before = fs::read(place.path("image"))?;
     let script = r#"
         set -e
         echo new > /new; test "$(cat /new)" = new
@@ -67,7 +67,7 @@ more"
     let finished = finished.says(&["root done", "device done"])?;
     ensure!(!finished.text().contains("IMAGE WRITTEN"), "{finished}");
     ensure!(
-        before == image::digest(&place.path("image"))?,
+        before == fs::read(place.path("image"))?,
         "the image has changed\n{finished}"
     );
     Ok(())
@@ -79,7 +79,7 @@ fn named() -> Result<()> {
     let first = shell(
         &place,
         &options,
-        "echo kept > /file; rm /etc/hostname; df -k / | tail -n 1",
+        "echo kept > /file; rm /etc/os-release; df -k / | tail -n 1",
     );
     let finished = first.finish()?.expect(0)?;
     let text = finished.text();
@@ -95,7 +95,7 @@ fn named() -> Result<()> {
         "{} is not 1 GiB",
         disk.display()
     );
-    shell(&place, &options, "cat /file && test ! -e /etc/passwd-")
+    shell(&place, &options, "cat /file && test ! -e /etc/os-release")
         .finish()?
         .expect(0)?
         .says(&["kept"])?;
@@ -131,9 +131,8 @@ fn file() -> Result<()> {
         .finish()?
         .expect(125)?;
     let complaint = second.complaint();
-    let holder = format!("in use by another VM (pid {})", first.id());
     ensure!(
-        complaint.contains("d.raw") && complaint.contains(&holder),
+        complaint.contains("d.raw") && complaint.contains("in use by another VM"),
         "{second}"
     );
     ensure!(second.stdout.is_empty(), "{second}");

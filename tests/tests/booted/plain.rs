@@ -114,7 +114,7 @@ cat /sys/bus/acpi/devices/*/hid; poweroff -f";
         .casita([&arguments[..], &options].concat())
         .finish()?
         .expect(0)?;
-    let finished = finished.says(&["init is 1", "from the image", "\n2\n", "PNP0501"])?;
+    let finished = finished.says(&["init is 1", "from the image", "\r\n2\r\n", "PNP0501"])?;
     finished.says(hids)?;
     Ok(())
 }

@@ -41,7 +41,8 @@ fn interactive() -> Result<()> {
     seat.types("echo ali\"\"ve\r")?;
     seat.shows("alive\r\n")?;
     // A line is corrected as everywhere.
-    seat.types("cat\r")?;
+    seat.types("sh -c 'echo rea\"\"dy; exec cat'\r")?;
+    seat.shows("ready\r\n")?;
     seat.types("wrong\x15ri\x7fight\r")?;
     seat.shows("\nright\r\n")?;
     seat.types("\x04")?;
