@@ -120,7 +120,7 @@ fn a_new_file_goes_again_unless_its_machine_was_made() {
     let disk = lab.open(&lab.file("d.raw", Some(MIN_SIZE))).unwrap();
     NewFile::of(&disk).keep();
     assert!(disk.path.exists());
-    drop(disk);
+    close(disk);
     let found = lab.open(&lab.file("d.raw", None)).unwrap();
     drop(NewFile::of(&found));
     assert!(found.path.exists(), "it was there before");
@@ -131,13 +131,14 @@ fn a_disk_for_the_images_own_init_may_hold_anything() {
     let Some(lab) = lab("a_disk_for_the_images_own_init_may_hold_anything", &[]) else {
         return;
     };
-    let spec = lab.file("mbr.raw", None);
-    let DiskSpec::File { path, .. } = &spec else {
-        panic!("a file")
-    };
-    std::fs::write(path, vec![0x55; 1 << 20]).unwrap();
-    assert!(matches!(lab.open(&spec), Err(DiskError::Foreign(_))));
-    assert!(!open(&spec, Expect::Anything, &lab.dirs).unwrap().fresh);
+    // A file for each: what locks the first one may live on in a process that another test forks.
+    for name in ["refused.raw", "taken.raw"] {
+        std::fs::write(lab.path(name), vec![0x55; 1 << 20]).unwrap();
+    }
+    let refused = lab.open(&lab.file("refused.raw", None));
+    assert!(matches!(refused, Err(DiskError::Foreign(_))));
+    let taken = open(&lab.file("taken.raw", None), Expect::Anything, &lab.dirs);
+    assert!(!taken.unwrap().fresh);
 }
 
 #[test]
