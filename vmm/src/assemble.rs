@@ -28,6 +28,7 @@ use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::{MmioTransport, TransportError};
+use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
 use kvm_ioctls::{Kvm, VcpuFd};
 use thiserror::Error;
 
@@ -106,6 +107,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Block(#[from] BlockError),
     #[error(transparent)]
+    Vsock(#[from] VsockError),
+    #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -175,6 +178,7 @@ pub fn assemble(
         virtio.plug_in(disk_device(disk)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
+    let vsock = plug_in_vsock(config, &mut virtio)?;
     let VirtioBoard {
         mmio,
         slots,
@@ -212,6 +216,7 @@ pub fn assemble(
             keyboard,
             stamps,
             virtio: transports,
+            vsock,
         },
         signals,
         io,
@@ -251,6 +256,20 @@ fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockError> {
         ..BlockConfig::default()
     };
     Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
+}
+
+/// The agent's channel. An image's own init has nobody to talk to, so it gets none.
+fn plug_in_vsock(
+    config: &MachineConfig,
+    virtio: &mut VirtioBoard<'_>,
+) -> Result<Option<VsockHandle>, AssembleError> {
+    if config.boot.unwrap_or_default() == BootMode::Plain {
+        return Ok(None);
+    }
+    let vsock = Vsock::new("vsock", &VsockConfig::default())?;
+    let handle = vsock.handle();
+    virtio.plug_in(Box::new(vsock))?;
+    Ok(Some(handle))
 }
 
 /// Where virtio devices are plugged in.

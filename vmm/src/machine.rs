@@ -14,6 +14,7 @@ use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::transport::mmio::MmioTransport;
+use casita_devices::virtio::vsock::VsockHandle;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
@@ -165,6 +166,8 @@ pub struct Devices {
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
     pub virtio: Vec<Arc<MmioTransport>>,
+    /// The way to the guest's agent; an image's own init has none.
+    pub vsock: Option<VsockHandle>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
