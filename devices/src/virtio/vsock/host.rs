@@ -212,8 +212,9 @@ impl VsockHandle {
         answer.recv().unwrap_or(Err(ConnectError::Closed))
     }
 
-    /// Connects to `port` of the guest and calls `done` with the result, on the event loop's
-    /// thread, where it may not wait for anything, or on the caller's if it is known at once.
+    /// Connects to `port` of the guest and calls `done` with the result: on the event loop's
+    /// thread, on the caller's if it is known at once, or on the one that resets or drops the
+    /// device. It may not wait for anything, nor touch the device.
     pub fn connect_then(
         &self,
         port: u32,

@@ -25,6 +25,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -47,16 +48,19 @@ pub const FIRST_GUEST_CID: u32 = 3;
 /// Connections at a time, of all kinds.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// Bytes that a connection holds for a slow reader, at most and at least. One that has more is the
-/// faster for it: more is on its way while the guest waits for word of what has arrived.
+/// Bytes that a connection holds for a slow reader, at most and at least. With a quarter of the
+/// most, a stream from the guest is a third slower: it waits more often for word of new credit.
 const CREDIT_MOST: u32 = 256 << 10;
 const CREDIT_LEAST: u32 = 16 << 10;
 /// What all connections together hold beyond the least of each.
 const CREDIT_POOL: u32 = 16 << 20;
 
 /// Chains that the driver may have out in the queues to the guest, from the guest, and for events.
-/// Drivers fill the first with buffers of a page each, so it is as short as throughput allows.
-const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+/// Drivers fill the first with buffers of a page each; twice as many made streams 2 % faster.
+const QUEUE_SIZES: [u16; 3] = [64, 128, 8];
+/// Linux waits as long before it gives up on a connection that it has closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
+
 const RX: u16 = 0;
 const TX: u16 = 1;
 const EVENT: u16 = 2;
@@ -110,6 +114,8 @@ pub struct Vsock {
     listener: Option<Arc<UnixListener>>,
     shared: Arc<Shared>,
     worker: Option<Registration<Worker>>,
+    /// How long the guest has to acknowledge that a connection has ended.
+    close_timeout: Duration,
     /// A driver that goes on has to be told that its connections are gone.
     connections_lost: bool,
 }
@@ -146,6 +152,7 @@ impl Vsock {
             base: config.base.clone(),
             shared,
             worker: None,
+            close_timeout: CLOSE_TIMEOUT,
             connections_lost: false,
         })
     }
@@ -198,6 +205,7 @@ impl VirtioDevice for Vsock {
             base: self.base.clone(),
             listener: self.listener.clone(),
             shared: Arc::clone(&self.shared),
+            close_timeout: self.close_timeout,
         };
         let events = activation.events.clone();
         let lost = std::mem::take(&mut self.connections_lost);

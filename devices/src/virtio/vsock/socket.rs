@@ -115,7 +115,7 @@ impl Pieces {
         for chain in chains {
             let room = data_room(chain).min(left);
             left -= room;
-            if room > 0 {
+            if room > 0 && self.0.len() < MAX_PIECES {
                 chain.writable_iovecs(memory, HEADER_LEN, room, &mut self.0)?;
             }
         }

@@ -8,7 +8,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
 
 use super::packet::{Op, Shutdown};
 use super::*;
@@ -620,6 +619,72 @@ fn raise_descriptor_limit() {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
+/// The guest never answers; the device ends what it has closed, and frees its ports.
+#[test]
+fn guest_that_does_not_acknowledge_the_end_is_reset_in_time() {
+    let mut device = Vsock::new("vsock", &VsockConfig::default()).unwrap();
+    device.close_timeout = Duration::from_millis(20);
+    let mut guest = Guest::stopped_with(device);
+    guest.start(feature::EVENT_IDX, 32);
+    let (key, stream, _listener) = open(&mut guest);
+    let (_, other, _other_listener) = {
+        let listener = guest.handle.listen(81, 1).unwrap();
+        let key = guest.connect(81, 1000);
+        (key, accept(&listener), listener)
+    };
+    drop(stream);
+    guest.run_until(|guest| guest.stream(key).reset);
+    assert!(guest.stream(key).host_closed.has(Shutdown::BOTH));
+    // One that was only closed in one direction stays.
+    other.shutdown(net::Shutdown::Write).unwrap();
+    guest.run_until(|guest| guest.stream((81, 1000)).host_closed.has(Shutdown::SEND));
+    guest.write_all((81, 1000), b"more", 4);
+    (&other).read_exact(&mut [0; 4]).unwrap();
+    guest.connect(key.0, key.1);
+}
+
+/// Every stream has its turn, though each has more to send than the guest has room for.
+#[test]
+fn busy_streams_share_the_receive_buffers() {
+    const STREAMS: u32 = 8;
+    let mut guest = Guest::stopped(&VsockConfig::default());
+    guest.start(feature::EVENT_IDX, 4);
+    guest.capacity = 1 << 20;
+    let listener = guest.handle.listen(80, 16).unwrap();
+    let keys: Vec<_> = (0..STREAMS).map(|port| guest.connect(80, port)).collect();
+    let writers: Vec<_> = (0..STREAMS)
+        .map(|_| {
+            let mut stream = accept(&listener);
+            thread::spawn(move || {
+                let _ = stream.write_all(&pattern(1 << 20));
+            })
+        })
+        .collect();
+    let least = 100 << 10;
+    guest.run_until(|guest| keys.iter().any(|key| guest.streams[key].count >= 8 * least));
+    for key in keys {
+        let count = guest.stream(key).count;
+        assert!(count >= least, "{key:?} has only had {count} bytes");
+    }
+    guest.driver.write_register(mmio::STATUS, 0);
+    for writer in writers {
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn guest_is_asked_for_credit_when_it_has_none_left() {
+    let mut guest = Guest::new();
+    guest.capacity = 1000;
+    guest.reads = false;
+    let (key, mut stream, _listener) = open(&mut guest);
+    stream.write_all(&pattern(1500)).unwrap();
+    guest.wait_for(Op::CreditRequest);
+    assert_eq!(guest.stream(key).count, 1000);
+    guest.read(key);
+    guest.run_until(|guest| guest.stream(key).count == 1500);
+}
+
 #[test]
 fn ports_can_be_used_again_at_once() {
     let mut guest = Guest::new();
@@ -668,7 +733,7 @@ fn reset_with_traffic_in_flight_ends_all_streams_and_the_device_works_after_it()
             guest.write_some(key, &[2; 5000], 5000);
             guest.stream(key).count > 20_000 * (round % 5)
         });
-        guest.start(feature::EVENT_IDX, 64);
+        guest.start(feature::EVENT_IDX, 32);
         // Both ends are told.
         let _ = reading.join().unwrap();
         writing.join().unwrap();
@@ -739,7 +804,7 @@ fn broken_queue_ends_connections_and_a_reset_mends_it() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     let failed = guest.handle.connect(22, LONG);
     assert!(matches!(failed, Err(ConnectError::NotRunning)));
-    guest.start(feature::EVENT_IDX, 64);
+    guest.start(feature::EVENT_IDX, 32);
     guest.connect(80, 1000);
     accept(&listener);
 }

@@ -45,8 +45,6 @@ mod token {
 
 /// RSTs that wait for the driver's buffers before no more packets are taken from it.
 const MAX_RESETS: usize = 256;
-/// How long the guest has to acknowledge that a connection has ended; Linux gives as much.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a client may take to say which port it wants.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the guest has to answer a client.
@@ -60,6 +58,7 @@ pub(super) struct Host {
     pub base: Option<PathBuf>,
     pub listener: Option<Arc<UnixListener>>,
     pub shared: Arc<Shared>,
+    pub close_timeout: Duration,
 }
 
 /// What is due at some time.
@@ -246,7 +245,7 @@ impl Worker {
             self.queued.push_back(slot);
         }
         if connection.host_closed.has(Shutdown::BOTH) && connection.deadline.is_none() {
-            self.set_deadline(slot, CLOSE_TIMEOUT);
+            self.set_deadline(slot, self.host.close_timeout);
         }
         self.watch(slot, control);
     }

@@ -98,12 +98,15 @@ impl Guest {
 
     pub fn with(config: &VsockConfig, features: u64) -> Self {
         let mut guest = Self::stopped(config);
-        guest.start(features, 64);
+        guest.start(features, 32);
         guest
     }
 
     pub fn stopped(config: &VsockConfig) -> Self {
-        let device = Vsock::new("vsock", config).unwrap();
+        Self::stopped_with(Vsock::new("vsock", config).unwrap())
+    }
+
+    pub fn stopped_with(device: Vsock) -> Self {
         let handle = device.handle();
         let events = EventLoop::spawn("test-io", |message| {
             eprintln!("{message}");

@@ -234,6 +234,10 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(slot) else {
             return Ok(());
         };
+        if connection.send.available() == 0 {
+            // Linux tells of new credit by itself; other drivers may wait to be asked.
+            connection.pending.add(Op::CreditRequest);
+        }
         if received.len == received.asked {
             // There may be more of it.
             connection.batch = (connection.batch * 2).min(MAX_BATCH);
