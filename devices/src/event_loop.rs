@@ -20,6 +20,8 @@ impl Interest {
     pub const READ: Interest = Interest(EventSet::IN);
     /// The descriptor can be written.
     pub const WRITE: Interest = Interest(EventSet::OUT);
+    /// Both directions of a connection have ended. Every other interest implies this one.
+    pub const HANG_UP: Interest = Interest(EventSet::HANG_UP);
 }
 
 impl std::ops::BitOr for Interest {

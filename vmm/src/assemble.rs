@@ -28,6 +28,7 @@ use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::{MmioTransport, TransportError};
+use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use kvm_ioctls::{Kvm, VcpuFd};
 use thiserror::Error;
 
@@ -106,6 +107,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Block(#[from] BlockError),
     #[error(transparent)]
+    Vsock(#[from] VsockError),
+    #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -175,6 +178,7 @@ pub fn assemble(
         virtio.plug_in(disk_device(disk)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
+    plug_in_vsock(config, &mut virtio)?;
     let VirtioBoard {
         mmio,
         slots,
@@ -251,6 +255,21 @@ fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockError> {
         ..BlockConfig::default()
     };
     Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
+}
+
+/// Streams between guest and host, if the user wants some.
+fn plug_in_vsock(
+    config: &MachineConfig,
+    virtio: &mut VirtioBoard<'_>,
+) -> Result<(), AssembleError> {
+    if let Some(path) = &config.vsock {
+        let sockets = VsockConfig {
+            base: Some(path.clone()),
+            ..VsockConfig::default()
+        };
+        virtio.plug_in(Box::new(Vsock::new("vsock", &sockets)?))?;
+    }
+    Ok(())
 }
 
 /// Where virtio devices are plugged in.

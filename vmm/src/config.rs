@@ -102,6 +102,8 @@ pub struct MachineConfig {
     pub boot: Option<BootMode>,
     /// The VM's name: its hostname, and the name under which its disk is kept.
     pub name: Option<String>,
+    /// Unix socket through which host and guest open streams to each other's vsock ports.
+    pub vsock: Option<PathBuf>,
     /// Command and arguments; none for a shell.
     pub command: Vec<String>,
 }
@@ -180,9 +182,14 @@ impl MachineConfig {
     }
 
     fn resolve_paths(&mut self, base: &Path) {
-        for path in [&mut self.kernel, &mut self.rootfs, &mut self.initrd]
-            .into_iter()
-            .flatten()
+        for path in [
+            &mut self.kernel,
+            &mut self.rootfs,
+            &mut self.initrd,
+            &mut self.vsock,
+        ]
+        .into_iter()
+        .flatten()
         {
             *path = base.join(&path);
         }
@@ -204,6 +211,7 @@ impl MachineConfig {
             cpus: over.cpus.or(self.cpus),
             boot: over.boot.or(self.boot),
             name: over.name.or(self.name),
+            vsock: over.vsock.or(self.vsock),
             command: if over.command.is_empty() {
                 self.command
             } else {

@@ -2,6 +2,7 @@
 
 use alloc::ffi::CString;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use casita_agent::command::{self, Attempts, SHELLS};
@@ -114,9 +115,14 @@ impl<'a> Command<'a> {
         let login = self.spec.terminal.is_some();
         let mut attempts = Attempts::default();
         for (file, login_name, name) in SHELLS {
-            let name = if login { login_name } else { name };
-            if let (Ok(file), Ok(arguments)) = (CString::new(file), Strings::new(&[name.to_vec()]))
-            {
+            // Without a person at the console, its commands are a script: a shell that finds a
+            // terminal there would write prompts between their output.
+            let arguments = if login {
+                vec![login_name.to_vec()]
+            } else {
+                vec![name.to_vec(), b"/dev/stdin".to_vec()]
+            };
+            if let (Ok(file), Ok(arguments)) = (CString::new(file), Strings::new(&arguments)) {
                 let errno = sys::execve(&file, &arguments, &self.env_strings);
                 attempts.failed(errno.raw_os_error());
             }

@@ -315,6 +315,34 @@ impl FakeDriver {
         head
     }
 
+    /// The same with buffers of the caller's, by address and length, which it has filled.
+    pub fn send_buffers(
+        &mut self,
+        queue: u16,
+        readable: &[(u64, u32)],
+        writable: &[(u64, u32)],
+    ) -> u16 {
+        let count = readable.len() + writable.len();
+        let driver = &mut self.queues[usize::from(queue)];
+        let descriptors = driver.free.split_off(driver.free.len() - count);
+        let readable = readable.iter().map(|buffer| (buffer, 0));
+        let buffers = readable.chain(writable.iter().map(|buffer| (buffer, desc_flags::WRITE)));
+        for (at, (&(addr, len), flags)) in buffers.enumerate() {
+            let next = descriptors.get(at + 1).copied();
+            let more = next.map_or(0, |_| desc_flags::NEXT);
+            let descriptor = Descriptor {
+                addr: addr.into(),
+                len: len.into(),
+                flags: (flags | more).into(),
+                next: next.unwrap_or(0).into(),
+            };
+            self.write_descriptor(queue, descriptors[at], &descriptor);
+        }
+        let head = descriptors[0];
+        self.post(queue, descriptors, writable.to_vec());
+        head
+    }
+
     /// The same by way of an indirect table.
     pub fn send_indirect(&mut self, queue: u16, readable: &[&[u8]], writable: &[u32]) -> u16 {
         let (mut table, writable) = self.buffers(readable, writable);

@@ -239,6 +239,8 @@ pub enum DeviceState {
     Block(super::block::BlockState),
     /// An entropy device.
     Rng(rng::RngState),
+    /// A socket device.
+    Vsock(super::vsock::VsockState),
 }
 
 /// An error with all its causes, on one line.

@@ -7,4 +7,5 @@ pub mod queue;
 pub mod rng;
 pub mod spec;
 pub mod transport;
+pub mod vsock;
 pub mod walk;

@@ -144,6 +144,23 @@ impl Queue {
         Ok(head)
     }
 
+    /// Undoes the latest [`Queue::pop`]: `chain` is the one that it returned, and the next one to be
+    /// taken. Several are put back in the opposite order. The driver notices nothing.
+    ///
+    /// # Errors
+    /// No chain is out, or the queue is broken.
+    pub fn put_back(&mut self, chain: Chain) -> Result<(), QueueError> {
+        self.latch(|queue| {
+            let head = chain.head();
+            let left = queue.in_flight.checked_sub(1);
+            queue.in_flight = left.ok_or(QueueError::NotTaken { head })?;
+            let next = queue.ring.next_avail().wrapping_sub(1);
+            queue.ring.set_next_avail(next);
+            queue.spare.push(chain.into_segments());
+            Ok(())
+        })
+    }
+
     /// Gives a chain back to the driver, with the number of bytes written into it, which is
     /// never reported as more than the chain's writable bytes. The driver may look at once, but
     /// is told by [`Queue::notify`].

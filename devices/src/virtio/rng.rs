@@ -104,7 +104,7 @@ impl VirtioDevice for Rng {
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
         match state {
             DeviceState::Rng(RngState {}) => Ok(()),
-            DeviceState::Block(_) => Err(RestoreError::WrongDevice {
+            _ => Err(RestoreError::WrongDevice {
                 name: self.name.clone(),
             }),
         }

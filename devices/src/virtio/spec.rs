@@ -10,6 +10,8 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     /// Entropy device, section 5.4.
     pub const ENTROPY: u32 = 4;
+    /// Socket device, section 5.10.
+    pub const SOCKET: u32 = 19;
 }
 
 /// Bits of the device status field, section 2.1.

@@ -8,6 +8,7 @@ mod hardware;
 mod images;
 mod plain;
 mod terminal;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     plain::tests(&mut suite);
     terminal::tests(&mut suite);
+    vsock::tests(&mut suite);
     suite.run(&arguments)
 }
 

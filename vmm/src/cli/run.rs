@@ -57,6 +57,10 @@ pub struct RunArgs {
     /// Name of the VM: its hostname, and the name of its disk
     #[arg(long, value_name = "NAME", value_parser = vm_name)]
     name: Option<String>,
+    /// Unix socket for the guest's vsock: write `CONNECT P` to it for port P of the guest; what the
+    /// guest opens to port P of the host comes to FILE_P
+    #[arg(long, value_name = "FILE")]
+    vsock: Option<PathBuf>,
     /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -93,6 +97,7 @@ impl RunArgs {
             cpus: self.cpus,
             boot: self.boot,
             name: self.name.clone(),
+            vsock: self.vsock.clone(),
             command: self.command.clone(),
         });
         if let Some(name) = &config.name {

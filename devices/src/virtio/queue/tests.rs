@@ -85,6 +85,32 @@ fn chain_is_copied_and_split_at_the_first_writable_buffer() {
 }
 
 #[test]
+fn chains_that_are_put_back_are_taken_again_in_their_order() {
+    for features in [FEATURES, FEATURES | feature::EVENT_IDX] {
+        let (mut driver, mut queue, _) = pair(4, features);
+        // Over the end of the ring, and of the index's 16 bits.
+        for round in 0..0x8004 {
+            let heads = [(); 3].map(|()| driver.send(0, &[], &[1]));
+            let first = queue.pop().unwrap().unwrap();
+            let second = queue.pop().unwrap().unwrap();
+            let third = queue.pop().unwrap().unwrap();
+            queue.complete(first, 1).unwrap();
+            queue.put_back(third).unwrap();
+            queue.put_back(second).unwrap();
+            assert_eq!(queue.in_flight(), 0, "{round}");
+            for head in &heads[1..] {
+                let chain = queue.pop().unwrap().unwrap();
+                assert_eq!(chain.head(), *head);
+                queue.complete(chain, 1).unwrap();
+            }
+            assert!(queue.pop().unwrap().is_none());
+            let used: Vec<_> = driver.used(0).iter().map(|used| used.head).collect();
+            assert_eq!(used, heads);
+        }
+    }
+}
+
+#[test]
 fn bytes_outside_of_the_chain_are_refused() {
     let (mut driver, mut queue, _) = pair(8, FEATURES);
     driver.send(0, &[b"abc"], &[4]);
