@@ -33,6 +33,13 @@ fn main() -> ExitCode {
     machine_files::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);
     suite.test("a_failed_start_leaves_no_new_disk", no_new_disk);
+    suite.test("a_vsock_path_that_is_taken", || vsock("root", "in use"));
+    suite.test("a_vsock_path_without_a_folder", || {
+        vsock("no/v", "No such file")
+    });
+    suite.test("a_vsock_path_that_is_too_long", || {
+        vsock(&"v".repeat(120), "SUN_LEN")
+    });
     suite.run(&Arguments::from_args())
 }
 
@@ -46,6 +53,10 @@ fn place() -> Result<Place> {
     place.write("root", squashfs(4096))?;
     place.write("initrd", "initrd")?;
     Ok(place)
+}
+
+fn vsock(path: &str, says: &str) -> Result<()> {
+    refused(&place()?, &["--vsock", path], &[path, says])
 }
 
 fn good() -> Vec<u8> {
