@@ -1,0 +1,193 @@
+//! The devices and where they are plugged in: virtio in slots, the others at I/O ports.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use casita_agent::ports::Stage;
+use casita_boot::VirtioMmio;
+use casita_boot::layout::{SERIAL_GSI, SERIAL_PORT};
+use casita_devices::bus::{Bus, BusDevice, BusError};
+use casita_devices::event_loop::EventLoopHandle;
+use casita_devices::power::{
+    I8042_COMMAND_PORT, I8042Command, PowerEvent, PowerEvents, ResetRegister, SleepRegisters,
+};
+use casita_devices::serial::{self, Input, Output, Serial};
+use casita_devices::stamp::{self, StampDevice, StampEvent};
+use casita_devices::virtio::block::{Block, BlockConfig, BlockError};
+use casita_devices::virtio::device::VirtioDevice;
+use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
+use casita_devices::virtio::transport::mmio::MmioTransport;
+use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
+
+use super::AssembleError;
+use crate::config::{BootMode, MachineConfig};
+use crate::console::{Console, ConsoleInput};
+use crate::disk::Disk;
+use crate::kvm::vm::Vm;
+use crate::machine::{Event, EventSender, Keyboard};
+use crate::platform;
+use crate::rootfs::RootImage;
+
+pub(super) fn root_device(root: RootImage) -> Result<Box<dyn VirtioDevice>, BlockError> {
+    let config = BlockConfig {
+        read_only: true,
+        serial: "root".to_owned(),
+        ..BlockConfig::default()
+    };
+    Ok(Box::new(Block::new(root.file, &root.path, &config)?))
+}
+
+pub(super) fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockError> {
+    let config = BlockConfig {
+        serial: "disk".to_owned(),
+        // On a thread of its own a write into the page cache costs half: it needs no helper of the
+        // ring's, and nobody else waits while it is copied.
+        dedicated_thread: true,
+        ..BlockConfig::default()
+    };
+    Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
+}
+
+/// Streams between guest and host, whose sockets are at `path`.
+pub(super) fn vsock_device(path: &Path) -> Result<Box<dyn VirtioDevice>, VsockError> {
+    let config = VsockConfig {
+        base: Some(path.to_owned()),
+        ..VsockConfig::default()
+    };
+    Ok(Box::new(Vsock::new("vsock", &config)?))
+}
+
+/// Where virtio devices are plugged in.
+pub(super) struct VirtioBoard<'a> {
+    vm: &'a Vm,
+    io: EventLoopHandle,
+    pub(super) mmio: Bus,
+    pub(super) slots: Vec<VirtioMmio>,
+    pub(super) transports: Vec<Arc<MmioTransport>>,
+}
+
+impl<'a> VirtioBoard<'a> {
+    pub(super) fn new(vm: &'a Vm, io: EventLoopHandle) -> Self {
+        Self {
+            vm,
+            io,
+            mmio: Bus::default(),
+            slots: Vec::new(),
+            transports: Vec::new(),
+        }
+    }
+
+    /// Puts `device` into the next slot: registers on the bus, an interrupt line, and a doorbell
+    /// for each queue.
+    pub(super) fn plug_in(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), AssembleError> {
+        let name = device.name().to_owned();
+        let slot = platform::virtio_slot(self.slots.len() as u32).ok_or(AssembleError::NoSlot)?;
+        let interrupt = Arc::new(self.vm.interrupt(slot.gsi)?);
+        let memory = self.vm.ram().memory().clone();
+        let transport = Arc::new(MmioTransport::new(
+            device,
+            memory,
+            interrupt,
+            self.io.clone(),
+        )?);
+        for (index, event) in (0..).zip(transport.queue_events()) {
+            self.vm.doorbell(event, slot.base + QUEUE_NOTIFY, index)?;
+        }
+        self.mmio
+            .insert(slot.base, u64::from(slot.len), &name, transport.clone())?;
+        self.slots.push(slot);
+        self.transports.push(transport);
+        Ok(())
+    }
+}
+
+/// The serial port, with its output to casita's own.
+pub(super) fn make_serial(vm: &Vm) -> Result<Serial, AssembleError> {
+    let output = Output::descriptor(io::stdout()).or_else(|error| match error.raw_os_error() {
+        // Whoever closed it does not want to see anything.
+        Some(libc::EBADF) => Ok(Output::writer(io::sink())),
+        _ => Err(AssembleError::Host("use its standard output", error)),
+    })?;
+    Ok(Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?)
+}
+
+pub(super) fn make_keyboard(
+    console: Console,
+    sender: &EventSender,
+) -> Result<Keyboard, AssembleError> {
+    let sender = sender.clone();
+    let input = ConsoleInput::new(console, move || sender.send(Event::Escape))
+        .map_err(|error| AssembleError::Host("use its standard input", error))?;
+    Ok(input.map_or(Keyboard::None, |source| {
+        Keyboard::Waiting(Input {
+            source: Box::new(source),
+            at_end: None,
+        })
+    }))
+}
+
+/// The guest's account of its boot. What is typed must wait until the agent has set the terminal
+/// up, or the kernel would echo it; an image's own init shows its prompt before anyone types. The
+/// agent tells the exit status last, when the disk is written back: that is the end.
+pub(super) fn make_stamps(config: &MachineConfig, sender: &EventSender) -> Arc<StampDevice> {
+    if config.boot.unwrap_or_default() == BootMode::Plain {
+        sender.send(Event::ConsoleReady);
+        return Arc::new(StampDevice::new());
+    }
+    let sender = sender.clone();
+    Arc::new(StampDevice::with_events(move |event| match event {
+        StampEvent::Stage(stage) if stage == Stage::AgentReady as u8 => {
+            sender.send(Event::ConsoleReady);
+        }
+        StampEvent::Stage(_) => {}
+        StampEvent::Exit(_) => sender.send(Event::Power(PowerEvent::Off)),
+    }))
+}
+
+/// The I/O ports: console, power, and the guest's own account of its boot.
+pub(super) fn make_ports(
+    serial: &Serial,
+    stamps: &Arc<StampDevice>,
+    sender: &EventSender,
+) -> Result<Bus, BusError> {
+    let told = sender.clone();
+    let power: PowerEvents = Arc::new(move |event| told.send(Event::Power(event)));
+    let platform::PowerAt {
+        sleep,
+        reset,
+        reset_value,
+    } = platform::power_at();
+    let devices: [(u64, u64, &str, Arc<dyn BusDevice>); 5] = [
+        (
+            u64::from(SERIAL_PORT),
+            serial::LEN,
+            "serial",
+            Arc::new(serial.clone()),
+        ),
+        (
+            sleep,
+            SleepRegisters::LEN,
+            "sleep",
+            Arc::new(SleepRegisters::new(power.clone())),
+        ),
+        (
+            reset,
+            ResetRegister::LEN,
+            "reset",
+            Arc::new(ResetRegister::new(reset_value, power.clone())),
+        ),
+        (
+            I8042_COMMAND_PORT,
+            I8042Command::LEN,
+            "i8042",
+            Arc::new(I8042Command::new(power)),
+        ),
+        (stamp::PORT, stamp::LEN, "stamp", stamps.clone()),
+    ];
+    let mut ports = Bus::default();
+    for (base, len, name, device) in devices {
+        ports.insert(base, len, name, device)?;
+    }
+    Ok(ports)
+}
