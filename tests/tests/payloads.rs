@@ -266,19 +266,22 @@ fn exit_status_capped() -> Result<()> {
 }
 
 fn sigterm_halted() -> Result<()> {
-    let place = Place::new()?;
-    let running = start(&place, &Payload::new().print("halted").halt())?;
-    running.wait_for("halted")?;
-    running.signal(Signal::TERM)?;
-    said(&running.finish()?.expect(143)?, b"halted")
+    let payload = Payload::new().print("halted").halt();
+    ends_by(&payload, "halted", Signal::TERM, 143)
 }
 
 fn sigint_spinning() -> Result<()> {
+    let payload = Payload::new().print("spinning").spin();
+    ends_by(&payload, "spinning", Signal::INT, 130)
+}
+
+/// Once the payload has printed `text`, `signal` ends the monitor with `code`.
+fn ends_by(payload: &Payload, text: &str, signal: Signal, code: i32) -> Result<()> {
     let place = Place::new()?;
-    let running = start(&place, &Payload::new().print("spinning").spin())?;
-    running.wait_for("spinning")?;
-    running.signal(Signal::INT)?;
-    said(&running.finish()?.expect(130)?, b"spinning")
+    let running = start(&place, payload)?;
+    running.wait_for(text)?;
+    running.signal(signal)?;
+    said(&running.finish()?.expect(code)?, text.as_bytes())
 }
 
 /// Every register of every device, and the serial port's, with all bits set and with none.

@@ -13,25 +13,6 @@ pub const POWER: PowerPorts = PowerPorts {
     reset_value: 1,
 };
 
-/// [`POWER`] as addresses on the bus.
-pub struct PowerAt {
-    /// First of the sleep registers.
-    pub sleep: u64,
-    /// The reset register.
-    pub reset: u64,
-    /// What resets when it is written there.
-    pub reset_value: u8,
-}
-
-/// Where the power registers are.
-pub fn power_at() -> PowerAt {
-    PowerAt {
-        sleep: POWER.sleep_control.into(),
-        reset: POWER.reset.into(),
-        reset_value: POWER.reset_value,
-    }
-}
-
 /// Number of virtio-mmio devices that find an interrupt line of their own.
 pub const MAX_VIRTIO_DEVICES: u32 = layout::IOAPIC_PINS - layout::VIRTIO_GSI_START;
 

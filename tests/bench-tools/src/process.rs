@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -171,8 +171,9 @@ impl CpuTime {
     }
 }
 
-/// Runs `command` to its end without a word and returns the milliseconds that it took.
-pub fn time_to_end(command: &mut Command) -> Result<f64> {
+/// Runs `command` to its end without a word and returns the clock from before its start, and what it
+/// left.
+fn run_quietly(command: &mut Command) -> Result<(u64, Output)> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -182,6 +183,12 @@ pub fn time_to_end(command: &mut Command) -> Result<f64> {
         .spawn()
         .with_context(|| format!("{command:?} could not be started"))?
         .wait_with_output()?;
+    Ok((start, output))
+}
+
+/// Runs `command` to its end without a word and returns the milliseconds that it took.
+pub fn time_to_end(command: &mut Command) -> Result<f64> {
+    let (start, output) = run_quietly(command)?;
     let end = now_ns();
     ensure!(
         output.status.success(),
@@ -212,15 +219,8 @@ pub fn time_to_event(command: &mut Command, shim: &Path, at: StampAt, stamp: &Pa
                 StampAt::KvmRun => "kvm-run",
                 StampAt::Exit => "exit",
             },
-        )
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let start = now_ns();
-    let output = command
-        .spawn()
-        .with_context(|| format!("{command:?} could not be started"))?
-        .wait_with_output()?;
+        );
+    let (start, output) = run_quietly(command)?;
     let text = std::fs::read_to_string(stamp).with_context(|| {
         let said = String::from_utf8_lossy(&output.stderr);
         format!(

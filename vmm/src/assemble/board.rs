@@ -26,7 +26,7 @@ use crate::console::{Console, ConsoleInput};
 use crate::disk::Disk;
 use crate::kvm::vm::Vm;
 use crate::machine::{Event, EventSender, Keyboard};
-use crate::platform;
+use crate::platform::{self, POWER};
 use crate::rootfs::RootImage;
 
 pub(super) fn root_device(root: RootImage) -> Result<Box<dyn VirtioDevice>, BlockError> {
@@ -153,11 +153,6 @@ pub(super) fn make_ports(
 ) -> Result<Bus, BusError> {
     let told = sender.clone();
     let power: PowerEvents = Arc::new(move |event| told.send(Event::Power(event)));
-    let platform::PowerAt {
-        sleep,
-        reset,
-        reset_value,
-    } = platform::power_at();
     let devices: [(u64, u64, &str, Arc<dyn BusDevice>); 5] = [
         (
             u64::from(SERIAL_PORT),
@@ -166,16 +161,16 @@ pub(super) fn make_ports(
             Arc::new(serial.clone()),
         ),
         (
-            sleep,
+            POWER.sleep_control.into(),
             SleepRegisters::LEN,
             "sleep",
             Arc::new(SleepRegisters::new(power.clone())),
         ),
         (
-            reset,
+            POWER.reset.into(),
             ResetRegister::LEN,
             "reset",
-            Arc::new(ResetRegister::new(reset_value, power.clone())),
+            Arc::new(ResetRegister::new(POWER.reset_value, power.clone())),
         ),
         (
             I8042_COMMAND_PORT,
