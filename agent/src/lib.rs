@@ -17,5 +17,7 @@ mod cpio;
 pub mod errno;
 pub mod hosts;
 pub mod initrd;
+pub mod mounts;
 pub mod ports;
 pub mod spec;
+pub mod wire;
