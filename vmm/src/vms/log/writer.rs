@@ -9,8 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{HEADER, Header, LogStream, MAX_CHUNK, SEGMENT, current, previous};
 
-const HEADER_LEN: i64 = HEADER as i64;
-
 /// Writes a VM's log. Clones write to the same one, from any thread.
 #[derive(Debug, Clone)]
 pub struct LogWriter(Arc<Mutex<Writer>>);
@@ -103,15 +101,14 @@ fn whole(file: &File) -> io::Result<u64> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(at),
             other => other?,
         }
-        let next = match Header::parse(bytes) {
-            Some(header) => at + (HEADER + header.len) as u64,
-            None => return Ok(at),
+        let Some(header) = Header::parse(bytes) else {
+            return Ok(at);
         };
+        let next = at + (HEADER + header.len) as u64;
         if next > end {
             return Ok(at);
         }
-        // `next` is within the file, and a chunk is small.
-        reader.seek_relative(i64::try_from(next - at).unwrap_or(0) - HEADER_LEN)?;
+        reader.seek_relative(i64::try_from(header.len).unwrap_or(0))?;
         at = next;
     }
 }
