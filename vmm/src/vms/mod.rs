@@ -37,7 +37,7 @@ mod vm;
 
 pub use error::VmsError;
 pub use names::Id;
-pub use owned::OwnedVm;
+pub use owned::{OwnedVm, Teller};
 pub use record::{ImageUse, NewVm, Record, RestartPolicy, State, Status, now};
 pub use registry::Registry;
 pub use vm::Vm;

@@ -100,7 +100,7 @@ impl Vm {
                     owned.remove()?;
                     return Err(VmsError::Removed(self.record.id.clone()));
                 }
-                Ok(owned) => return Ok(owned.state().clone()),
+                Ok(owned) => return Ok(owned.state()),
                 // Just started, or somebody else takes notice.
                 Err(VmsError::InUse(_)) => {}
                 Err(error) => return Err(error),
