@@ -163,10 +163,10 @@ pub fn assemble(
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
-        virtio.plug_in(board::root_device(root)?)?;
+        virtio.plug_in_disk("root", board::root_device(root)?)?;
     }
     if let Some(disk) = files.disk {
-        virtio.plug_in(board::disk_device(disk)?)?;
+        virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     if let Some(path) = &config.vsock {
@@ -176,6 +176,7 @@ pub fn assemble(
         mmio,
         slots,
         transports,
+        disks,
         ..
     } = virtio;
     let ports = make_ports(&serial, &stamps, &around.sender)?;
@@ -209,6 +210,7 @@ pub fn assemble(
             keyboard,
             stamps,
             virtio: transports,
+            disks,
         },
         io,
         vm,

@@ -25,3 +25,5 @@ pub mod signals;
 pub mod staging;
 pub mod stats;
 pub mod vcpu;
+pub mod vm_stats;
+pub mod vms;

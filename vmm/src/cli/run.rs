@@ -168,6 +168,7 @@ fn exit_code(outcome: Outcome, boot: BootMode) -> Result<ExitCode, CliError> {
     match (outcome.end, outcome.exit_status) {
         (End::Failed(failure), _) => Err(failure.to_string().into()),
         (End::Signal(number), _) => Ok(ExitCode::from(128 + u8::try_from(number).unwrap_or(0))),
+        (End::Killed, _) => Ok(ExitCode::from(128 + libc::SIGKILL as u8)),
         (End::Escape, _) => Ok(EXIT_CASITA.into()),
         (_, Some(status)) => Ok(status.into()),
         // Root in the guest may power it off; so may a plain image's init, or reboot.
