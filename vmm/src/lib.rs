@@ -18,6 +18,7 @@ pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod platform;
+pub mod process_config;
 pub mod progress;
 pub mod rootfs;
 pub mod session;
