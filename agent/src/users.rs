@@ -89,16 +89,15 @@ pub fn identity(asked: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Us
     if identity.home.is_empty() {
         identity.home.push(b'/');
     }
-    match asked_group {
-        Some(asked) => identity.gid = group_number(asked, group)?,
-        None => {
-            let theirs = groups(group).filter(|group| {
-                let mut members = group.members.split(|byte| *byte == b',');
-                members.any(|member| member == name)
-            });
-            let numbers = theirs.map(|group| group.gid);
-            identity.groups.extend(numbers.take(MAX_GROUPS));
-        }
+    if let Some(asked) = asked_group {
+        identity.gid = group_number(asked, group)?;
+    } else {
+        let theirs = groups(group).filter(|group| {
+            let mut members = group.members.split(|byte| *byte == b',');
+            members.any(|member| member == name)
+        });
+        let numbers = theirs.map(|group| group.gid);
+        identity.groups.extend(numbers.take(MAX_GROUPS));
     }
     Ok(identity)
 }
