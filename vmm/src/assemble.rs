@@ -23,9 +23,10 @@ use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::TransportError;
 use casita_devices::virtio::vsock::VsockError;
 use kvm_ioctls::{Kvm, VcpuFd};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
-use crate::config::{ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::config::{BootMode, ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::console::Console;
 use crate::dirs::Dirs;
 use crate::disk::{DiskError, NewFile};
@@ -33,6 +34,7 @@ use crate::files::Files;
 use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
+use crate::link::{self, AgentLink, LinkError};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
@@ -104,6 +106,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -151,8 +155,12 @@ pub fn assemble(
 
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
-    let agent_initrd = files.agent_initrd(config, around.console)?;
+    let key = link::new_key()?;
+    let agent_initrd = files.agent_initrd(config, key)?;
+    let boot_mode = config.boot.unwrap_or_default();
     let cmdline = guest::cmdline(config, files.root.is_some())?;
+    // The programs that were started until here keep the limit that they were given.
+    raise_descriptor_limit();
     stats.stage("files-opened", monotonic_ns());
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
@@ -161,9 +169,9 @@ pub fn assemble(
 
     let io = spawn_io_thread(&around.sender)?;
     let signals = io.handle().add(around.signals)?;
-    let serial = make_serial(&vm)?;
+    let serial = make_serial(&vm, boot_mode)?;
     let serial_output = serial.start_output(&io.handle())?;
-    let keyboard = make_keyboard(around.console, &around.sender)?;
+    let keyboard = make_keyboard(around.console, boot_mode, &around.sender)?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
@@ -173,8 +181,13 @@ pub fn assemble(
         virtio.plug_in(board::disk_device(disk)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
-    if let Some(path) = &config.vsock {
-        virtio.plug_in(board::vsock_device(path)?)?;
+    let mut link = None;
+    if config.vsock.is_some() || boot_mode == BootMode::Agent {
+        let vsock = board::vsock_device(config.vsock.as_deref())?;
+        if boot_mode == BootMode::Agent {
+            link = Some(AgentLink::listen(&vsock.handle(), key, |_| {})?);
+        }
+        virtio.plug_in(Box::new(vsock))?;
     }
     let VirtioBoard {
         mmio,
@@ -213,6 +226,7 @@ pub fn assemble(
             keyboard,
             stamps,
             virtio: transports,
+            link,
         },
         signals,
         io,
@@ -221,6 +235,15 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// Each process in the guest has several sockets here. Where the limit can't be raised, fewer run.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::debug!("the limit of file descriptors stays as it is: {error}");
+    }
 }
 
 fn spawn_io_thread(sender: &EventSender) -> Result<EventLoop, EventLoopError> {

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod files;
 pub mod guest;
 pub mod kvm;
+pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod platform;

@@ -18,6 +18,7 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
+use crate::link::AgentLink;
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, VcpuFailure, VcpuThread};
@@ -165,6 +166,8 @@ pub struct Devices {
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
     pub virtio: Vec<Arc<MmioTransport>>,
+    /// The guest's agent, if it has one.
+    pub link: Option<AgentLink>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
@@ -191,6 +194,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The guest's agent, if it has one.
+    pub fn link(&self) -> Option<&AgentLink> {
+        self.devices.link.as_ref()
+    }
+
     /// Runs the guest until its end.
     ///
     /// # Errors

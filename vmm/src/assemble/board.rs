@@ -49,13 +49,13 @@ pub(super) fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockErro
     Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
 }
 
-/// Streams between guest and host, whose sockets are at `path`.
-pub(super) fn vsock_device(path: &Path) -> Result<Box<dyn VirtioDevice>, VsockError> {
+/// Streams between guest and host, whose sockets are at `path` if they have names.
+pub(super) fn vsock_device(path: Option<&Path>) -> Result<Vsock, VsockError> {
     let config = VsockConfig {
-        base: Some(path.to_owned()),
+        base: path.map(Path::to_owned),
         ..VsockConfig::default()
     };
-    Ok(Box::new(Vsock::new("vsock", &config)?))
+    Vsock::new("vsock", &config)
 }
 
 /// Where virtio devices are plugged in.
@@ -102,9 +102,13 @@ impl<'a> VirtioBoard<'a> {
     }
 }
 
-/// The serial port, with its output to casita's own.
-pub(super) fn make_serial(vm: &Vm) -> Result<Serial, AssembleError> {
-    let output = Output::descriptor(io::stdout()).or_else(|error| match error.raw_os_error() {
+/// The serial port. It is all that a plain guest has; next to an agent it has complaints only.
+pub(super) fn make_serial(vm: &Vm, boot: BootMode) -> Result<Serial, AssembleError> {
+    let output = match boot {
+        BootMode::Plain => Output::descriptor(io::stdout()),
+        BootMode::Agent => Output::descriptor(io::stderr()),
+    };
+    let output = output.or_else(|error| match error.raw_os_error() {
         // Whoever closed it does not want to see anything.
         Some(libc::EBADF) => Ok(Output::writer(io::sink())),
         _ => Err(AssembleError::Host("use its standard output", error)),
@@ -112,10 +116,15 @@ pub(super) fn make_serial(vm: &Vm) -> Result<Serial, AssembleError> {
     Ok(Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?)
 }
 
+/// What is typed goes to the serial port of a plain guest; an agent's has none.
 pub(super) fn make_keyboard(
     console: Console,
+    boot: BootMode,
     sender: &EventSender,
 ) -> Result<Keyboard, AssembleError> {
+    if boot == BootMode::Agent {
+        return Ok(Keyboard::None);
+    }
     let sender = sender.clone();
     let input = ConsoleInput::new(console, move || sender.send(Event::Escape))
         .map_err(|error| AssembleError::Host("use its standard input", error))?;

@@ -1,8 +1,12 @@
 //! `casita run`.
 
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
+use casita_agent::wire::{Exit, ProcessSpec};
 use casita_devices::stamp::monotonic_ns;
 use clap::Args;
 
@@ -14,6 +18,8 @@ use crate::config::{
 use crate::console::{Console, RawTerminal};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
+use crate::guest;
+use crate::link::{AgentLink, StartError, Streams};
 use crate::machine::{End, Outcome, events};
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
@@ -135,7 +141,18 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         Console::Terminal(_) => Some(RawTerminal::enter()?),
         Console::Stream | Console::OutputOnly => None,
     };
+    let size = match console {
+        Console::Terminal(size) => Some(size),
+        Console::Stream | Console::OutputOnly => None,
+    };
+    let command = machine.link().cloned().map(|link| {
+        let process = guest::process(&config, size);
+        let stdin = console != Console::OutputOnly;
+        thread::spawn(move || run_command(&link, process, stdin))
+    });
     let outcome = machine.run();
+    // All that it wrote goes out before casita ends.
+    let _ = command.map(thread::JoinHandle::join);
     drop(terminal);
     let outcome = outcome?;
     log_summary(&outcome);
@@ -145,6 +162,47 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         })?;
     }
     exit_code(outcome, config.boot.unwrap_or_default())
+}
+
+/// Runs the command in the guest, with casita's own standard streams, and ends the machine with its
+/// exit status.
+fn run_command(link: &AgentLink, process: ProcessSpec, stdin: bool) {
+    let streams = Streams {
+        stdin,
+        ..Streams::ALL
+    };
+    let status = match link.start(process, streams) {
+        Ok(process) => {
+            if let Some(stream) = process.stdin {
+                // It waits for input that may never come, and ends with casita.
+                thread::spawn(move || {
+                    let _ = io::copy(&mut io::stdin(), &mut &stream);
+                    let _ = stream.shutdown(Shutdown::Write);
+                });
+            }
+            let stderr = process.stderr.map(|mut stream| {
+                thread::spawn(move || drop(io::copy(&mut stream, &mut io::stderr())))
+            });
+            if let Some(mut stream) = process.stdout {
+                let mut stdout = io::stdout().lock();
+                let _ = io::copy(&mut stream, &mut stdout).and_then(|_| stdout.flush());
+            }
+            let _ = stderr.map(thread::JoinHandle::join);
+            process.exit.wait().map(Exit::status)
+        }
+        Err(StartError::Refused { status, message }) => {
+            let mut stderr = io::stderr();
+            let _ = writeln!(stderr, "casita: {message}");
+            Ok(status)
+        }
+        Err(error) => {
+            log::debug!("{error}");
+            return;
+        }
+    };
+    if let Ok(status) = status {
+        let _ = link.shutdown(status);
+    }
 }
 
 fn log_summary(outcome: &Outcome) {
