@@ -17,6 +17,7 @@ pub mod kvm;
 pub mod link;
 pub mod machine;
 pub mod memory;
+pub mod monitor;
 pub mod platform;
 pub mod process_config;
 pub mod progress;

@@ -84,10 +84,6 @@ impl Hub {
         })
     }
 
-    pub(super) fn link(&self) -> Option<&AgentLink> {
-        self.link.as_ref()
-    }
-
     pub(super) fn config(&self) -> &MachineConfig {
         &self.config
     }
@@ -179,7 +175,8 @@ impl Hub {
         self.resume_if_paused();
         let deadline = Instant::now().checked_add(timeout);
         if let Ok(()) = self.to_main_process(self.config.stop_signal()) {
-            let left = deadline.map_or(timeout, |end| end.saturating_duration_since(Instant::now()));
+            let left =
+                deadline.map_or(timeout, |end| end.saturating_duration_since(Instant::now()));
             if self.wait_ended(left) {
                 return true;
             }
