@@ -36,7 +36,6 @@ use crate::kvm::{self, entry, msr};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
-use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
 use crate::{doctor, guest, platform};
@@ -126,8 +125,6 @@ pub struct Surroundings<'a> {
     pub sender: EventSender,
     /// What the owner is told.
     pub events: Receiver<Event>,
-    /// The signals that end the machine, already taken over.
-    pub signals: SignalHandler,
     /// Whether to refuse a KVM that can't run Linux before trying.
     pub check_kvm: bool,
     /// Stages so far.
@@ -160,7 +157,6 @@ pub fn assemble(
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
-    let signals = io.handle().add(around.signals)?;
     let serial = make_serial(&vm)?;
     let serial_output = serial.start_output(&io.handle())?;
     let keyboard = make_keyboard(around.console, &around.sender)?;
@@ -216,7 +212,6 @@ pub fn assemble(
             virtio: transports,
             disks,
         },
-        signals,
         io,
         vm,
         sender: around.sender,

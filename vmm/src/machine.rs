@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use casita_devices::event_loop::{EventLoop, Registration};
+use casita_devices::event_loop::EventLoop;
 use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
@@ -21,7 +21,6 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
-use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
 use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
@@ -187,9 +186,7 @@ pub struct Machine {
     pub buses: Buses,
     /// The devices.
     pub devices: Devices,
-    /// Signals that end casita, on the I/O thread.
-    pub signals: Registration<SignalHandler>,
-    /// The I/O thread: all queues, the console's input, signals.
+    /// The I/O thread: all queues, the console's input.
     pub io: EventLoop,
     /// KVM's part, and guest memory.
     pub vm: Vm,

@@ -1,38 +1,47 @@
 //! The end of the guest: nothing that was written is lost, and the host learns how it went.
 
+use casita_agent::mounts::GuestMount;
+use casita_agent::spec::GuestSpec;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat, sync};
 use rustix::io::{Errno, write};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
-    fsconfig_set_flag, fsmount, fsopen, fspick,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, UnmountFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsmount, fsopen, fspick, unmount,
 };
 use rustix::system::{RebootCommand, reboot};
-use rustix::termios::{Action, tcdrain, tcflow};
 
-use crate::{stamp, sys, terminal};
+use crate::{stamp, sys};
 
 /// How often the disk is asked to become read-only while the last file is being closed, and the
 /// milliseconds between.
 const BUSY_ATTEMPTS: u32 = 20;
 const BUSY_PAUSE: u32 = 5;
 
-/// Ends the machine with the exit status `status`, after the disk in `initramfs` was written back
-/// if there is one to be kept.
-pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
-    // A person may have stopped the output with ^S; it would not be drained then.
-    let _ = tcflow(terminal::console(), Action::OOn);
-    let _ = tcdrain(terminal::console());
-    if let Some(initramfs) = initramfs {
-        sync();
-        let mut result = make_disk_read_only(initramfs);
-        for _ in 0..BUSY_ATTEMPTS {
-            if result != Err(Errno::BUSY) {
-                break;
-            }
-            sys::sleep(BUSY_PAUSE);
-            result = make_disk_read_only(initramfs);
+/// Ends the machine with the exit status `status`, after what is to be kept was written back: the
+/// disk in `initramfs`, and volumes.
+pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, spec: Option<&GuestSpec>) -> ! {
+    // Without a spec nobody knows whether the disk is to be kept.
+    let keep_disk = spec.is_none_or(|spec| spec.keep_disk);
+    let mounts = spec.map_or(&[][..], |spec| &spec.mounts);
+    let written = mounts.iter().rev().filter_map(|mount| match mount {
+        GuestMount::Volume {
+            target, read_only, ..
         }
+        | GuestMount::Share {
+            target, read_only, ..
+        } => (!read_only).then_some(target),
+        GuestMount::Tmpfs { .. } => None,
+    });
+    if keep_disk || written.clone().next().is_some() {
+        sync();
+    }
+    for target in written {
+        // One that is in use was written back above, and replays its journal at its next start.
+        let _ = until_not_busy(|| unmount(target.as_slice(), UnmountFlags::NOFOLLOW));
+    }
+    if let (Some(initramfs), true) = (initramfs, keep_disk) {
+        let _ = until_not_busy(|| make_disk_read_only(initramfs));
     }
     let _ = silence_kernel();
     stamp::exit_status(status);
@@ -44,6 +53,18 @@ pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
     }
 }
 
+fn until_not_busy(mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut result = attempt();
+    for _ in 0..BUSY_ATTEMPTS {
+        if result != Err(Errno::BUSY) {
+            break;
+        }
+        sys::sleep(BUSY_PAUSE);
+        result = attempt();
+    }
+    result
+}
+
 /// Writes the disk's journal back, so that the next start need not replay it. It is the file
 /// system that becomes read-only: overlayfs holds it, wherever the guest has mounted what.
 fn make_disk_read_only(initramfs: &OwnedFd) -> Result<(), Errno> {
@@ -52,8 +73,8 @@ fn make_disk_read_only(initramfs: &OwnedFd) -> Result<(), Errno> {
     fsconfig_reconfigure(&disk)
 }
 
-/// Keeps the kernel's farewell ("reboot: Power down") off the console, which carries the
-/// command's output. It takes a /proc of its own, for the guest's may be gone or not yet there.
+/// Keeps the kernel's farewell ("reboot: Power down") off the console. It takes a /proc of its
+/// own, for the guest's may be gone or not yet there.
 fn silence_kernel() -> Result<(), Errno> {
     let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&proc)?;

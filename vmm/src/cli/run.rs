@@ -14,8 +14,8 @@ use crate::config::{
 use crate::console::{Console, RawTerminal};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
-use crate::machine::{End, Outcome, events};
-use crate::signals::SignalHandler;
+use crate::machine::{End, Event, Outcome, events};
+use crate::signals::{ENDING, Signals};
 use crate::stats::RunStats;
 
 /// Options of `casita run`.
@@ -118,7 +118,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let console = Console::detect();
     let (sender, receiver) = events();
-    let signals = SignalHandler::new(sender.clone())?;
+    let told = sender.clone();
+    let _signals = Signals::take(&ENDING)?.watch(move |signal| told.send(Event::Signal(signal)))?;
     let machine = assemble(
         &config,
         Surroundings {
@@ -126,7 +127,6 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
             console,
             sender,
             events: receiver,
-            signals,
             check_kvm: !args.skip_kvm_check,
             stats,
         },
