@@ -108,7 +108,10 @@ impl Description {
             restart: record.restart.to_string(),
             restarts: state.restarts,
             rm: record.rm,
-            kernel: config.kernel.as_ref().map(|path| path.display().to_string()),
+            kernel: config
+                .kernel
+                .as_ref()
+                .map(|path| path.display().to_string()),
             config: serde_json::to_value(config)?,
             dir: vm.dir().display().to_string(),
         })

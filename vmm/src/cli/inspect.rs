@@ -26,14 +26,14 @@ pub struct InspectArgs {
 /// If the records can't be read, or the result can't be printed.
 pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let registry = vms::registry()?;
-    let mut found = Vec::new();
+    let mut found: Vec<Description> = Vec::new();
     for name in &args.vms {
         let described = registry.find(name).and_then(|vm| {
             let state = vm.state()?;
             Ok((vm, state))
         });
         match described {
-            Ok((vm, state)) => found.push(serde_json::to_value(Description::of(&vm, state)?)?),
+            Ok((vm, state)) => found.push(Description::of(&vm, state)?),
             Err(error) => report(&error, false),
         }
     }
@@ -45,7 +45,7 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
                 if index > 0 {
                     writeln!(out)?;
                 }
-                print(&mut out, "", vm)?;
+                describe(&mut out, vm)?;
             }
         }
         (Format::Json, 1) => {
@@ -67,14 +67,43 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
     })
 }
 
+/// What people look for, in this order; the JSON form has the rest.
+const SHOWN: [&str; 18] = [
+    "id",
+    "name",
+    "state",
+    "pid",
+    "exit_code",
+    "error",
+    "image",
+    "command",
+    "created",
+    "started",
+    "finished",
+    "limits",
+    "mounts",
+    "disk",
+    "restart",
+    "restarts",
+    "kernel",
+    "dir",
+];
+
+fn describe(out: &mut impl Write, vm: &Description) -> Result<(), CliError> {
+    let fields = serde_json::to_value(vm)?;
+    for name in SHOWN {
+        print(out, name, &fields[name])?;
+    }
+    Ok(())
+}
+
 /// One line for each value that there is, with its path in the JSON form.
 fn print(out: &mut impl Write, path: &str, value: &Value) -> std::io::Result<()> {
     match value {
         Value::Null => Ok(()),
-        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| {
-            let dot = if path.is_empty() { "" } else { "." };
-            print(out, &format!("{path}{dot}{name}"), value)
-        }),
+        Value::Object(fields) => fields
+            .iter()
+            .try_for_each(|(name, value)| print(out, &format!("{path}.{name}"), value)),
         Value::Array(items) if items.iter().any(Value::is_object) => items
             .iter()
             .enumerate()

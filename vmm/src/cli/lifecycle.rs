@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::CliError;
 use super::vms::{VerbError, each};
-use super::{CliError, values};
 use crate::life;
-use crate::vms::{Id, OwnedVm, State, Vm, VmsError};
-
-/// How long a command has to end by itself when nothing else is said.
-const STOP_TIMEOUT: &str = "10";
+use crate::process_config::{Period, Signal};
+use crate::vms::{Id, State, Vm, VmsError};
 
 /// VMs, and nothing else.
 #[derive(Debug, Args)]
@@ -24,9 +22,10 @@ pub struct VmsArgs {
 /// Options of `casita stop` and `casita restart`.
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// How long the command has to end by itself: seconds, or for example 2m
-    #[arg(short, long, value_name = "TIME", value_parser = values::duration, default_value = STOP_TIMEOUT)]
-    timeout: Duration,
+    /// How long the command has to end by itself, in seconds or for example 2m [default: the VM's
+    /// --stop-timeout]
+    #[arg(short, long, value_name = "TIME")]
+    timeout: Option<Period>,
     /// VMs, by name or ID
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
@@ -36,8 +35,8 @@ pub struct StopArgs {
 #[derive(Debug, Args)]
 pub struct KillArgs {
     /// Signal for the command; KILL ends the whole VM
-    #[arg(short, long, value_parser = values::signal, default_value = "KILL")]
-    signal: u8,
+    #[arg(short, long, default_value_t = Signal::KILL)]
+    signal: Signal,
     /// VMs, by name or ID
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
@@ -60,6 +59,14 @@ pub struct MonitorArgs {
     id: Id,
     #[arg(long, value_name = "MS")]
     last_delay: Option<u64>,
+}
+
+impl StopArgs {
+    fn timeout(&self, vm: &Vm) -> Duration {
+        let config = &vm.record().config;
+        let timeout = self.timeout.unwrap_or_else(|| config.stop_timeout());
+        timeout.duration()
+    }
 }
 
 fn name(vm: &Vm) -> String {
@@ -105,7 +112,7 @@ pub fn resume(args: &VmsArgs) -> Result<ExitCode, CliError> {
 /// If the records can't be read.
 pub fn stop(args: &StopArgs) -> Result<ExitCode, CliError> {
     each(&args.vms, |_, vm| {
-        life::stop(&vm, args.timeout)?;
+        life::stop(&vm, args.timeout(&vm))?;
         Ok(name(&vm))
     })
 }
@@ -116,10 +123,10 @@ pub fn stop(args: &StopArgs) -> Result<ExitCode, CliError> {
 /// If the records can't be read.
 pub fn kill(args: &KillArgs) -> Result<ExitCode, CliError> {
     each(&args.vms, |_, vm| {
-        if i32::from(args.signal) == libc::SIGKILL {
+        if args.signal == Signal::KILL {
             life::kill(&vm)?;
         } else {
-            life::signal(&vm, args.signal)?;
+            life::signal(&vm, args.signal.number())?;
         }
         Ok(name(&vm))
     })
@@ -141,9 +148,11 @@ pub fn restart(args: &StopArgs) -> Result<ExitCode, CliError> {
     each(&args.vms, |_, vm| {
         if vm.record().rm {
             let name = name(&vm);
-            return Err(format!("VM {name} goes when it ends (--rm): it can't be restarted").into());
+            return Err(
+                format!("VM {name} goes when it ends (--rm): it can't be restarted").into(),
+            );
         }
-        life::stop(&vm, args.timeout)?;
+        life::stop(&vm, args.timeout(&vm))?;
         start_one(&vm)
     })
 }
@@ -190,6 +199,6 @@ fn start_one(vm: &Vm) -> Result<String, VerbError> {
         restarts: 0,
         ..state
     })?;
-    life::start_detached(owned).map_err(|(_, failure): (OwnedVm, _)| failure)?;
+    life::start_detached(owned).map_err(|not_started| not_started.failure)?;
     Ok(name(vm))
 }

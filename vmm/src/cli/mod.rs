@@ -11,7 +11,6 @@ pub mod run;
 pub mod stats;
 mod table;
 pub mod top;
-pub mod values;
 mod vms;
 
 use std::error::Error;
@@ -182,9 +181,13 @@ fn report(error: &(dyn Error + 'static), chain: bool) {
 }
 
 fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .map(ToString::to_string)
-        .collect()
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes
 }
 
 /// What failed, and the root of it.

@@ -135,7 +135,14 @@ type Before = BTreeMap<String, (u64, u64)>;
 
 fn draw(entries: &[Entry], before: &Before) -> Result<Vec<u8>, CliError> {
     let head = [
-        "ID", "NAME", "CPU %", "MEM / LIMIT", "PRIVATE", "SHARED", "DISK READ / WRITTEN", "EXITS",
+        "ID",
+        "NAME",
+        "CPU %",
+        "MEM / LIMIT",
+        "PRIVATE",
+        "SHARED",
+        "DISK READ / WRITTEN",
+        "EXITS",
     ];
     let rows: Vec<_> = entries.iter().map(|entry| row(entry, before)).collect();
     let mut text = Vec::new();

@@ -1,5 +1,6 @@
 //! Text in columns.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 /// Writes `rows` below `head`, each column as wide as its widest cell. Nothing that a guest or a
@@ -22,7 +23,8 @@ pub fn write(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> io::Re
     for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:<width$}   "));
+            // A String takes whatever is written to it.
+            let _ = write!(line, "{cell:<width$}   ");
         }
         writeln!(out, "{}", line.trim_end())?;
     }

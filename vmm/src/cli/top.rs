@@ -43,7 +43,11 @@ pub fn top(args: &TopArgs) -> Result<ExitCode, CliError> {
                 process.parent.to_string(),
                 process.uid.to_string(),
                 char::from(process.state).to_string(),
-                format!("{}.{:02}", process.cpu_ms / 1000, process.cpu_ms % 1000 / 10),
+                format!(
+                    "{}.{:02}",
+                    process.cpu_ms / 1000,
+                    process.cpu_ms % 1000 / 10
+                ),
                 table::bytes(process.rss_kib.saturating_mul(1024)),
                 process.command.clone(),
             ]

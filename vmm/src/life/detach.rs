@@ -12,10 +12,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use super::restart::{next_delay, wait_unless_stopped};
-use super::{Run, StartFailure, finish, run_once};
+use super::{StartFailure, Surroundings, finish, run_once, tell_end};
 use crate::cli::CliError;
 use crate::dirs::Dirs;
-use crate::monitor::MainIo;
+use crate::monitor::Attachment;
+use crate::signals::Signals;
+use crate::stats::RunStats;
+use crate::vms::log::LogStream;
 use crate::vms::{Id, OwnedVm, Registry, State, Status, VmsError, now};
 
 /// More than a monitor says about its start.
@@ -24,17 +27,26 @@ const MAX_REPORT: u64 = 64 << 10;
 /// How a start went, on its way from the monitor.
 type Report = Result<(), StartFailure>;
 
+/// A VM whose main process was to start and did not. It is the caller's again.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// The VM.
+    pub vm: OwnedVm,
+    /// Why.
+    pub failure: StartFailure,
+}
+
 /// Starts `vm` in a process of its own, and returns when its main process has started.
 ///
 /// # Errors
-/// Why it did not; the VM is the caller's again.
-pub fn start_detached(vm: OwnedVm) -> Result<(), (OwnedVm, StartFailure)> {
+/// If it does not start.
+pub fn start_detached(vm: OwnedVm) -> Result<(), Box<NotStarted>> {
     match spawn(&vm) {
         Ok(()) => {
             vm.hand_over();
             Ok(())
         }
-        Err(failure) => Err((vm, failure)),
+        Err(failure) => Err(Box::new(NotStarted { vm, failure })),
     }
 }
 
@@ -92,69 +104,84 @@ impl Inherited {
 /// # Errors
 /// If there is no such VM, or its state can't be told.
 pub fn monitor_process(id: &Id, last_delay: Option<Duration>) -> Result<ExitCode, CliError> {
-    let Inherited { lock, mut report } = Inherited::take()?;
+    let Inherited { lock, report } = Inherited::take()?;
     // After a restart it is in a session of its own already.
     let _ = rustix::process::setsid();
     // No file system is kept busy by the place where somebody typed a command.
     std::env::set_current_dir("/")?;
-    let mut tell = |result: &Report| {
-        // Whoever waited for it may be gone.
-        let _ = serde_json::to_writer(&report, result).map(|()| report.flush());
-    };
-    let adopted = Registry::open(&Dirs::from_env()?)
-        .and_then(|registry| registry.adopt(id, lock.into()));
-    let mut vm = match adopted {
-        Ok(vm) => vm,
+    match prepare(id, lock) {
+        Ok((vm, dirs, signals)) => live(vm, &dirs, &signals, report, last_delay),
         Err(error) => {
-            tell(&Err(StartFailure::of(&error)));
-            return Err(error.into());
+            tell(report, &Err(StartFailure::of(&*error)));
+            Err(error)
         }
-    };
+    }
+}
+
+fn prepare(id: &Id, lock: OwnedFd) -> Result<(OwnedVm, Dirs, Signals), CliError> {
+    let signals = Signals::take_all()?;
+    let dirs = Dirs::from_env()?;
+    let vm = Registry::open(&dirs)?.adopt(id, lock.into())?;
+    Ok((vm, dirs, signals))
+}
+
+fn live(
+    mut vm: OwnedVm,
+    dirs: &Dirs,
+    signals: &Signals,
+    report: File,
+    last_delay: Option<Duration>,
+) -> Result<ExitCode, CliError> {
     let restarted = last_delay.is_some();
     if restarted && vm.is_stop_asked() {
         return end_between_runs(vm);
     }
     let began = Instant::now();
     let log = vm.log_writer()?;
-    let run = run_once(&mut vm, MainIo::Log(log), |result| {
-        tell(&result);
-        drop(report);
-    })?;
-    if run.start.is_err() && !restarted {
-        return leave_to_starter(vm, run);
+    let around = Surroundings {
+        dirs,
+        signals,
+        attachment: Attachment::Logged {
+            stdout: Box::new(log.stream(LogStream::Stdout)),
+            stderr: Box::new(log.stream(LogStream::Stderr)),
+            terminal: vm.record().config.tty,
+        },
+        stats: RunStats::default(),
+    };
+    let run = run_once(&mut vm, around, move |result| tell(report, &result))?;
+    let (code, error) = (run.exit_code(), run.error());
+    if let Some(error) = &error {
+        log::error!("{error}");
     }
-    let policy = vm.record().restart;
-    if !policy.says_again(run.exit_code, vm.state().restarts) || vm.is_stop_asked() {
-        let code = run.exit_code;
-        finish(vm, run)?;
-        return Ok(code.into());
+    if !run.started && !restarted {
+        // The process that asked for the start waits, owns the VM, and decides what becomes of it.
+        tell_end(&mut vm, code, error)?;
+        vm.hand_over();
+    } else if vm.record().restart.says_again(code, vm.state().restarts) && !vm.is_stop_asked() {
+        return restart(vm, (code, error), next_delay(last_delay, began.elapsed()));
+    } else {
+        finish(vm, code, error)?;
     }
-    restart(vm, run, next_delay(last_delay, began.elapsed()))
+    Ok(code.into())
 }
 
-/// The first start failed: the process that asked for it waits, still owns the VM, and decides.
-fn leave_to_starter(mut vm: OwnedVm, run: Run) -> Result<ExitCode, CliError> {
-    vm.clean();
-    let state = vm.state();
-    vm.set_state(State {
-        status: Status::Exited,
-        pid: None,
-        exit_code: Some(run.exit_code),
-        error: run.error,
-        finished: Some(now()),
-        ..state
-    })?;
-    vm.hand_over();
-    Ok(run.exit_code.into())
+/// Tells whoever started this process, who may be gone, and closes the way to them.
+fn tell(mut report: File, result: &Report) {
+    let _ = serde_json::to_writer(&mut report, result).map(|()| report.flush());
 }
 
 /// Becomes the monitor of the next run, after a while.
-fn restart(mut vm: OwnedVm, run: Run, delay: Duration) -> Result<ExitCode, CliError> {
+fn restart(
+    mut vm: OwnedVm,
+    (code, error): (u8, Option<String>),
+    delay: Duration,
+) -> Result<ExitCode, CliError> {
+    vm.clean();
     let state = vm.state();
     vm.set_state(State {
         status: Status::Restarting,
-        exit_code: Some(run.exit_code),
-        error: run.error,
+        exit_code: Some(code),
+        error,
         finished: Some(now()),
         ..state
     })?;
@@ -163,12 +190,8 @@ fn restart(mut vm: OwnedVm, run: Run, delay: Duration) -> Result<ExitCode, CliEr
     }
     vm.teller().update(|state| state.restarts += 1)?;
     let error = reexecute(&vm, delay)?;
-    let run = Run {
-        start: Ok(()),
-        exit_code: crate::cli::EXIT_CASITA,
-        error: Some(format!("casita could not restart itself: {error}")),
-    };
-    finish(vm, run)?;
+    let error = format!("casita could not start itself again: {error}");
+    finish(vm, crate::cli::EXIT_CASITA, Some(error))?;
     Ok(crate::cli::EXIT_CASITA.into())
 }
 
@@ -185,11 +208,6 @@ fn reexecute(vm: &OwnedVm, delay: Duration) -> Result<io::Error, VmsError> {
 /// It was stopped while it was not running; it ended as it did before.
 fn end_between_runs(vm: OwnedVm) -> Result<ExitCode, CliError> {
     let state = vm.state();
-    let run = Run {
-        start: Ok(()),
-        exit_code: state.exit_code.unwrap_or(0),
-        error: state.error,
-    };
-    finish(vm, run)?;
+    finish(vm, state.exit_code.unwrap_or(0), state.error)?;
     Ok(ExitCode::SUCCESS)
 }

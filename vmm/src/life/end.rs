@@ -7,7 +7,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
 use crate::control::protocol::{Reply, Request};
-use crate::control::{Client, ClientError};
+use crate::control::ClientError;
 use crate::vms::{State, Status, Vm, VmsError};
 
 /// How long a monitor may take to end after it was told to, before it is killed.
@@ -122,12 +122,7 @@ fn end(vm: &Vm, timeout: Duration) -> Result<(), EndError> {
         Err(VmsError::Removed(_)) => return Ok(()),
         other => other?,
     }
-    let status = vm.state()?.status;
-    if status == Status::Paused && !timeout.is_zero() {
-        // Or the command could not do what it is asked for. If it can't go on, it is killed.
-        let _ = vm.control().and_then(Client::resume);
-    }
-    if status != Status::Restarting {
+    if vm.state()?.status != Status::Restarting {
         match ask(vm, timeout) {
             // It may end before it has answered.
             Ok(_) | Err(ClientError::Ended) => {}

@@ -9,7 +9,7 @@ use rustix::fs::inotify;
 use crate::vms::OwnedVm;
 
 const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 /// Whoever ran for so long has not failed at once.
 const SOUND: Duration = Duration::from_secs(10);
 
@@ -73,7 +73,7 @@ mod tests {
         assert!(!wait_unless_stopped(&owned, Duration::from_millis(1)).unwrap());
         std::thread::scope(|scope| {
             // Far longer than any test is waited for.
-            let waiter = scope.spawn(|| wait_unless_stopped(&owned, Duration::from_secs(3600)));
+            let waiter = scope.spawn(|| wait_unless_stopped(&owned, Duration::from_hours(1)));
             vm.ask_stop().unwrap();
             assert!(waiter.join().unwrap().unwrap());
         });
