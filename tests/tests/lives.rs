@@ -259,7 +259,10 @@ fn killed_monitor() -> Result<()> {
     let a = lives.inspect("a")?;
     ensure!(a["exit_code"] == 137 && a["pid"].is_null(), "{a}");
     let left = lives.0.listing()?;
-    let sockets: Vec<_> = left.iter().filter(|name| name.ends_with(".sock")).collect();
+    let sockets: Vec<_> = left
+        .iter()
+        .filter(|name| name.ends_with("control.sock"))
+        .collect();
     ensure!(sockets.is_empty(), "{sockets:?} were left");
     ensure!(lives.ok(&["wait", "a"])? == "137\n");
     lives.ok(&["start", "a"])?;
@@ -406,7 +409,7 @@ fn inspect() -> Result<()> {
 }
 
 /// Runs programs at the same time.
-fn at_once(programs: Vec<Program>) -> Result<Vec<Finished>> {
+fn at_once(programs: &[Program]) -> Result<Vec<Finished>> {
     thread::scope(|scope| {
         let running: Vec<_> = programs
             .iter()
@@ -427,7 +430,7 @@ fn fifty() -> Result<()> {
     let starts = names
         .iter()
         .map(|name| lives.run("halts", &["--name", name]));
-    for finished in at_once(starts.collect())? {
+    for finished in at_once(&starts.collect::<Vec<_>>())? {
         finished.expect(0)?;
     }
     let ids = lives.ok(&["ps", "-q"])?;
@@ -444,7 +447,7 @@ fn fifty() -> Result<()> {
             3 => lives.casita(&["restart", name]),
             _ => lives.casita(&["ps", "-a"]),
         });
-    for finished in at_once(ends.collect())? {
+    for finished in at_once(&ends.collect::<Vec<_>>())? {
         finished.expect(0)?;
     }
     let all = lives.all()?;
@@ -457,7 +460,7 @@ fn fifty() -> Result<()> {
     let removals = all
         .iter()
         .map(|(name, _)| lives.casita(&["rm", "-f", name]));
-    for finished in at_once(removals.collect())? {
+    for finished in at_once(&removals.collect::<Vec<_>>())? {
         finished.expect(0)?;
     }
     lives.is_empty()
@@ -466,7 +469,7 @@ fn fifty() -> Result<()> {
 fn one_name() -> Result<()> {
     let lives = Lives::new()?;
     let starts = (0..MANY).map(|_| lives.run("halts", &["--name", "a"]));
-    let finished = at_once(starts.collect())?;
+    let finished = at_once(&starts.collect::<Vec<_>>())?;
     let (winners, others): (Vec<_>, Vec<_>) =
         finished.into_iter().partition(|one| one.status.success());
     ensure!(winners.len() == 1, "{} have it", winners.len());
@@ -481,7 +484,8 @@ fn one_start() -> Result<()> {
     let lives = Lives::new()?;
     lives.start("halts", &["--name", "a"])?;
     lives.ok(&["stop", "a"])?;
-    let finished = at_once((0..20).map(|_| lives.casita(&["start", "a"])).collect())?;
+    let starts = (0..20).map(|_| lives.casita(&["start", "a"]));
+    let finished = at_once(&starts.collect::<Vec<_>>())?;
     let started = finished.iter().filter(|one| one.status.success()).count();
     ensure!(started == 1, "{started} started it");
     ensure!(lives.all()? == [("a".to_owned(), "running".to_owned())]);

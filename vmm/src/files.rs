@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use casita_agent::wire::Key;
+
 use crate::assemble::AssembleError;
 use crate::config::{BootMode, MachineConfig, default_kernel};
-use crate::console::Console;
 use crate::dirs::Dirs;
 use crate::disk::{self, Disk, DiskSpec, Expect};
 use crate::guest;
@@ -90,14 +91,14 @@ impl Files {
     pub fn agent_initrd(
         &self,
         config: &MachineConfig,
-        console: Console,
+        key: Key,
     ) -> Result<Option<Vec<u8>>, AssembleError> {
         match (config.boot.unwrap_or_default(), &self.root) {
             (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
                 config,
                 root.fs,
                 self.disk.as_ref(),
-                console,
+                key,
             )?)),
             _ => Ok(None),
         }

@@ -2,10 +2,10 @@
 
 use casita_agent::initrd;
 use casita_agent::spec::{FsType, GuestSpec, Mount, SpecError};
+use casita_agent::wire::Key;
 use casita_boot::{Cmdline, CmdlineError};
 
 use crate::config::{BootMode, MachineConfig};
-use crate::console::Console;
 use crate::disk::Disk;
 
 /// The agent's program, built by `build.rs`.
@@ -21,8 +21,7 @@ const DISK_DEVICE: &str = "/dev/vdb";
 const CONSOLE: &str = "console=ttyS0";
 const PANIC: &str = "panic=-1";
 
-/// For our own boot. Nothing is printed before the command but errors: each byte on the serial port
-/// is an exit. The host's KVM vouches for its clocks, so the kernel need not compare them.
+/// For our own boot. Nothing is printed but errors: each byte on the serial port is an exit. The host's KVM vouches for its clocks, so the kernel need not compare them.
 const AGENT_BOOT: &str = "quiet loglevel=3 tsc=reliable no_timer_check";
 
 /// The kernel's command line for `config`, whose root image is attached if `root` is true.
@@ -50,23 +49,19 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
     Ok(line)
 }
 
-/// The initrd with the agent and its spec: the command of `config` on a root image of type
-/// `root`, at `console`.
+/// The initrd with the agent and its spec: a root image of type `root`, and the key that the agent
+/// will show.
 ///
 /// # Errors
-/// If a name or an argument can't be given to a guest.
+/// If the name can't be given to a guest.
 pub fn agent_initrd(
     config: &MachineConfig,
     root: FsType,
     disk: Option<&Disk>,
-    console: Console,
+    key: Key,
 ) -> Result<Vec<u8>, SpecError> {
-    let mut env = Vec::new();
-    if let (Console::Terminal(_), Some(term)) = (console, std::env::var_os("TERM")) {
-        env.push([b"TERM=", term.as_encoded_bytes()].concat());
-    }
     let spec = GuestSpec {
-        hostname: config.name.clone().unwrap_or_else(|| "casita".to_owned()),
+        hostname: config.hostname().to_owned(),
         root: Mount {
             device: ROOT_DEVICE.to_owned(),
             fs: root,
@@ -76,18 +71,8 @@ pub fn agent_initrd(
             fs: FsType::Ext4,
         }),
         keep_disk: disk.is_some_and(|disk| disk.kept),
-        command: config
-            .command
-            .iter()
-            .map(|word| word.clone().into_bytes())
-            .collect(),
-        env,
-        workdir: Vec::new(),
-        terminal: match console {
-            Console::Terminal(size) => Some(size),
-            Console::Stream | Console::OutputOnly => None,
-        },
-        stdin_open: console != Console::OutputOnly,
+        key,
+        mounts: Vec::new(),
     };
     initrd::build(AGENT, &spec)
 }
@@ -127,16 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn a_nul_in_the_command_line_or_in_an_argument_is_refused() {
+    fn a_nul_in_the_command_line_is_refused() {
         let config = MachineConfig {
             cmdline: Some("a\0b".to_owned()),
             ..MachineConfig::default()
         };
         assert!(cmdline(&config, true).is_err());
-        let config = MachineConfig {
-            command: vec!["a\0b".to_owned()],
-            ..MachineConfig::default()
-        };
-        assert!(agent_initrd(&config, FsType::Erofs, None, Console::Stream).is_err());
     }
 }

@@ -75,7 +75,9 @@ struct Run {
 
 impl Run {
     fn exit_code(&self) -> u8 {
-        self.ended.as_ref().map_or(EXIT_CASITA, |ended| ended.status)
+        self.ended
+            .as_ref()
+            .map_or(EXIT_CASITA, |ended| ended.status)
     }
 
     /// Why it could not start or go on.
@@ -239,7 +241,11 @@ fn console_log(vm: &OwnedVm) -> Result<Option<File>, VmsError> {
     let path = vm.console_log();
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true);
-    match options.mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path) {
+    match options
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+    {
         Ok(file) => Ok(Some(file)),
         Err(source) => Err(VmsError::Io {
             doing: "make",

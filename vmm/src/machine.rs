@@ -17,11 +17,11 @@ use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutp
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::block::Traffic;
 use casita_devices::virtio::transport::mmio::MmioTransport;
-use casita_devices::virtio::vsock::VsockHandle;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
+use crate::link::AgentLink;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
 use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
@@ -183,8 +183,8 @@ pub struct Devices {
     pub virtio: Vec<Arc<MmioTransport>>,
     /// The disks among them, by name.
     pub disks: Vec<(String, Arc<Traffic>)>,
-    /// The way to the guest's vsock ports, if it has any.
-    pub vsock: Option<VsockHandle>,
+    /// The guest's agent, if it has one.
+    pub link: Option<AgentLink>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
@@ -209,6 +209,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The guest's agent, if it has one.
+    pub fn link(&self) -> Option<&AgentLink> {
+        self.devices.link.as_ref()
+    }
+
     /// Runs the guest until its end.
     ///
     /// # Errors

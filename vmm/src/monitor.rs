@@ -117,7 +117,13 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
         },
     )?;
     let link = machine.link().cloned().ok_or(LinkError::Gone)?;
-    let hub = Hub::new(sender.clone(), Some(link.clone()), vm.config, ending, vm.teller);
+    let hub = Hub::new(
+        sender.clone(),
+        Some(link.clone()),
+        vm.config,
+        ending,
+        vm.teller,
+    );
     let target: Arc<dyn Target> = hub.clone();
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);

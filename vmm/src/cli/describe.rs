@@ -133,10 +133,11 @@ fn disk(vm: &Vm) -> Option<DiskDescription> {
 pub fn image(record: &Record) -> String {
     let config = &record.config;
     let path = config.rootfs.as_ref().or(config.initrd.as_ref());
-    match (&record.image, path) {
-        (Some(image), _) => image.reference.clone(),
-        (None, Some(path)) => path.display().to_string(),
-        (None, None) => "built-in".to_owned(),
+    match (&record.image, &config.image, path) {
+        (Some(image), _, _) => image.reference.clone(),
+        (None, Some(image), _) => image.clone(),
+        (None, None, Some(path)) => path.display().to_string(),
+        (None, None, None) => "built-in".to_owned(),
     }
 }
 

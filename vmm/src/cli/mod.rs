@@ -2,10 +2,12 @@
 
 mod describe;
 pub mod doctor;
+pub mod exec;
 pub mod generate;
 pub mod inspect;
 pub mod lifecycle;
 pub mod logs;
+pub mod process_args;
 pub mod ps;
 pub mod run;
 pub mod stats;
@@ -57,6 +59,8 @@ pub struct Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Run a command in a VM that runs
+    Exec(exec::ExecArgs),
     /// List VMs
     Ps(ps::PsArgs),
     /// Show what a VM without a terminal wrote
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
         Command::Logs(args) => logs::logs(&args),
         Command::Wait(args) => lifecycle::wait(&args),
@@ -196,6 +201,20 @@ pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
     match causes(error).last() {
         Some(root) if !line.contains(root.as_str()) => format!("{line}: {root}"),
         _ => line,
+    }
+}
+
+/// One line for people about what went wrong.
+fn report_line(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    // A closed standard error is no reason to fail.
+    let _ = writeln!(stderr, "casita: {}", one_line(text));
+}
+
+/// The last that the guest's kernel and agent said.
+fn report_console(lines: &[String]) {
+    for line in lines {
+        report_line(&format!("console: {line}"));
     }
 }
 

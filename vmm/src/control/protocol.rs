@@ -176,7 +176,11 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, RequestError> {
 }
 
 impl ProcessRequest {
-    fn check(&self) -> Result<(), RequestError> {
+    /// Refuses what no guest could follow.
+    ///
+    /// # Errors
+    /// If a string has a NUL inside, a path is relative, or a variable is not `NAME=value`.
+    pub fn check(&self) -> Result<(), RequestError> {
         let no_nul = |what, text: &str| {
             if text.contains('\0') {
                 return Err(RequestError::Nul(what));

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
-use crate::control::protocol::{Reply, Request};
 use crate::control::ClientError;
+use crate::control::protocol::{Reply, Request};
 use crate::vms::{State, Status, Vm, VmsError};
 
 /// How long a monitor may take to end after it was told to, before it is killed.

@@ -108,13 +108,19 @@ mod tests {
     #[test]
     fn the_command_s_end_is_the_vm_s() {
         let told = |exit| Some(Told::Exited(exit));
-        assert_eq!(status(End::PowerOff, told(Exit::Code(3)), Some(3), false), 3);
+        assert_eq!(
+            status(End::PowerOff, told(Exit::Code(3)), Some(3), false),
+            3
+        );
         assert_eq!(
             status(End::PowerOff, told(Exit::Signal(11)), Some(139), false),
             139
         );
         // What the agent said of it counts, not what anybody in the guest wrote into a port.
-        assert_eq!(status(End::PowerOff, told(Exit::Code(0)), Some(9), false), 0);
+        assert_eq!(
+            status(End::PowerOff, told(Exit::Code(0)), Some(9), false),
+            0
+        );
         assert_eq!(status(End::Reset, told(Exit::Code(4)), None, false), 4);
     }
 
@@ -123,7 +129,10 @@ mod tests {
         assert_eq!(status(End::Signal(15), None, None, false), 143);
         assert_eq!(status(End::Killed, Some(Told::Gone), None, false), 137);
         assert_eq!(status(End::Reset, Some(Told::Gone), None, false), 125);
-        assert_eq!(status(End::PowerOff, Some(Told::Gone), Some(125), false), 125);
+        assert_eq!(
+            status(End::PowerOff, Some(Told::Gone), Some(125), false),
+            125
+        );
         assert_eq!(status(End::PowerOff, Some(Told::Gone), None, false), 0);
         let told = Some(Told::Exited(Exit::Signal(15)));
         assert_eq!(status(End::PowerOff, told, Some(143), true), 124);

@@ -14,8 +14,8 @@ use crate::control::{ControlTarget, ExecProcess, Refusal, StartedProcess};
 use crate::link::{AgentLink, ExitWaiter, StartError};
 use crate::machine::{Answer, Command, Event, EventSender};
 use crate::process_config::{Signal, overlay_env};
-use crate::vms::{Status, Teller};
 use crate::session::{ProcessStreams, Target};
+use crate::vms::{Status, Teller};
 
 /// How long a guest may take to be prepared before a client's process is refused.
 const PATIENCE_READY: Duration = Duration::from_secs(30);
@@ -86,10 +86,6 @@ impl Hub {
             timed_out: AtomicBool::new(false),
             terminal: Mutex::new(None),
         })
-    }
-
-    pub(super) fn link(&self) -> Option<&AgentLink> {
-        self.link.as_ref()
     }
 
     pub(super) fn config(&self) -> &MachineConfig {
@@ -183,7 +179,8 @@ impl Hub {
         self.resume_if_paused();
         let deadline = Instant::now().checked_add(timeout);
         if let Ok(()) = self.to_main_process(self.config.stop_signal()) {
-            let left = deadline.map_or(timeout, |end| end.saturating_duration_since(Instant::now()));
+            let left =
+                deadline.map_or(timeout, |end| end.saturating_duration_since(Instant::now()));
             if self.wait_ended(left) {
                 return true;
             }

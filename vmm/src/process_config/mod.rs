@@ -10,6 +10,7 @@ use casita_agent::spec::WindowSize;
 use casita_agent::wire::{Limit, ProcessSpec, Program};
 
 use crate::config::MachineConfig;
+use crate::control::protocol::{ProcessRequest, ProgramRequest, RequestError};
 
 pub use attach::{Attach, AttachError, Ends, Stdin};
 pub use env::{EnvError, read_env_file, resolve_env};
@@ -83,6 +84,22 @@ impl MachineConfig {
             terminal,
             limits: self.limits(),
         }
+    }
+
+    /// Refuses a main process that no guest could start.
+    ///
+    /// # Errors
+    /// If a string has a NUL inside, a path is relative, or a variable is not `NAME=value`.
+    pub fn check_process(&self) -> Result<(), RequestError> {
+        let words = self.entrypoint.iter().chain(&self.command);
+        ProcessRequest {
+            program: ProgramRequest::Command(words.cloned().collect()),
+            env: self.env.clone(),
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            ..ProcessRequest::default()
+        }
+        .check()
     }
 
     /// The main process's resource limits.
