@@ -13,7 +13,7 @@ use super::*;
 
 const KEY: Key = Key([1; 16]);
 /// More than anything here takes.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// A guest: what opens connections, and the agent's control connection.
 struct Guest {
