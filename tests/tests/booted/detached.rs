@@ -23,7 +23,10 @@ fn ok(place: &Place, arguments: &[&str]) -> Result<Finished> {
 /// Starts a shell with `script`, as the VM `a`.
 fn start(place: &Place, options: &[&str], script: &str) -> Result<()> {
     let command = ["--", "sh", "-c", script];
-    ok(place, &[&["run", "-d", "--name", "a"], options, &command].concat())?;
+    ok(
+        place,
+        &[&["run", "-d", "--name", "a"], options, &command].concat(),
+    )?;
     Ok(())
 }
 
@@ -35,10 +38,17 @@ fn until_logged(place: &Place, text: &str) -> Result<()> {
 
 fn log() -> Result<()> {
     let place = Place::new()?;
-    start(&place, &[], "echo out; echo err >&2; printf '\\377\\000'; exit 5")?;
+    start(
+        &place,
+        &[],
+        "echo out; echo err >&2; printf '\\377\\000'; exit 5",
+    )?;
     ensure!(ok(&place, &["wait", "a"])?.text() == "5\n");
     let log = ok(&place, &["logs", "a"])?;
-    ensure!(log.stdout == b"out\n\xff\0" && log.stderr == b"err\n", "{log}");
+    ensure!(
+        log.stdout == b"out\n\xff\0" && log.stderr == b"err\n",
+        "{log}"
+    );
     Ok(())
 }
 
@@ -55,7 +65,11 @@ fn stop() -> Result<()> {
 
 fn deaf() -> Result<()> {
     let place = Place::new()?;
-    start(&place, &[], "trap '' TERM; echo ready; while :; do sleep 1000; done")?;
+    start(
+        &place,
+        &[],
+        "trap '' TERM; echo ready; while :; do sleep 1000; done",
+    )?;
     until_logged(&place, "ready\n")?;
     ok(&place, &["stop", "-t", "100ms", "a"])?;
     ensure!(ok(&place, &["wait", "a"])?.text() == "137\n");
@@ -64,7 +78,11 @@ fn deaf() -> Result<()> {
 
 fn again() -> Result<()> {
     let place = Place::new()?;
-    start(&place, &["--disk", "64M"], "cat /runs 2>/dev/null; echo run >> /runs")?;
+    start(
+        &place,
+        &["--disk", "64M"],
+        "cat /runs 2>/dev/null; echo run >> /runs",
+    )?;
     ok(&place, &["wait", "a"])?;
     ok(&place, &["start", "a"])?;
     ok(&place, &["wait", "a"])?;
@@ -76,7 +94,10 @@ fn missing() -> Result<()> {
     let place = Place::new()?;
     let run = place.casita(["run", "-d", "--", "/no/such"]).finish()?;
     let run = run.expect(127)?;
-    ensure!(run.complaint().contains("/no/such") && run.stdout.is_empty(), "{run}");
+    ensure!(
+        run.complaint().contains("/no/such") && run.stdout.is_empty(),
+        "{run}"
+    );
     ensure!(ok(&place, &["ps", "-aq"])?.stdout.is_empty());
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! whole program goes on in the lab.
 
 mod command;
+mod detached;
 mod disks;
 mod ends;
 mod hardware;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     suite.all_miss(missing);
     command::tests(&mut suite);
+    detached::tests(&mut suite);
     disks::tests(&mut suite);
     ends::tests(&mut suite);
     hardware::tests(&mut suite);

@@ -58,13 +58,13 @@ fn left(base: &Path) -> BTreeSet<String> {
 fn a_vm_is_found_by_name_id_and_the_beginning_of_its_id() {
     let base = tempfile::tempdir().unwrap();
     let registry = registry(base.path());
-    let vm = registry.create(named("db")).unwrap();
+    let vm = registry.create(named("web")).unwrap();
     let id = vm.record().id.clone();
-    for text in ["db", id.as_str(), &id.as_str()[..1], &id.as_str()[..11]] {
+    for text in ["web", id.as_str(), &id.as_str()[..1], &id.as_str()[..11]] {
         assert_eq!(registry.find(text).unwrap().record(), vm.record(), "{text}");
     }
     for text in [
-        "d", "", ".", "..", "names", ".lock", "../vms", "/", "DB", "\0",
+        "we", "", ".", "..", "names", ".lock", "../vms", "/", "WEB", "\0",
     ] {
         let error = registry.find(text).unwrap_err();
         assert!(matches!(error, VmsError::Unknown(_)), "{text:?}: {error}");
