@@ -13,6 +13,8 @@
 extern crate alloc;
 
 pub mod command;
+#[cfg(feature = "files")]
+pub mod copy;
 mod cpio;
 pub mod errno;
 pub mod hosts;
@@ -20,4 +22,5 @@ pub mod initrd;
 pub mod mounts;
 pub mod ports;
 pub mod spec;
+pub mod tar;
 pub mod wire;

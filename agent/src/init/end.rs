@@ -10,28 +10,26 @@ use rustix::mount::{
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{Action, tcdrain, tcflow};
 
-use crate::{stamp, sys, terminal};
+use crate::{mounts, stamp, sys, terminal};
 
 /// How often the disk is asked to become read-only while the last file is being closed, and the
 /// milliseconds between.
 const BUSY_ATTEMPTS: u32 = 20;
 const BUSY_PAUSE: u32 = 5;
 
-/// Ends the machine with the exit status `status`, after the disk in `initramfs` was written back
-/// if there is one to be kept.
-pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
+/// Ends the machine with the exit status `status`, after the volumes were written back, and the
+/// disk in `initramfs` if there is one to be kept.
+pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, keep_disk: bool) -> ! {
     // A person may have stopped the output with ^S; it would not be drained then.
     let _ = tcflow(terminal::console(), Action::OOn);
     let _ = tcdrain(terminal::console());
     if let Some(initramfs) = initramfs {
-        sync();
-        let mut result = make_disk_read_only(initramfs);
-        for _ in 0..BUSY_ATTEMPTS {
-            if result != Err(Errno::BUSY) {
-                break;
-            }
-            sys::sleep(BUSY_PAUSE);
-            result = make_disk_read_only(initramfs);
+        for index in 0..mounts::kept() {
+            make_read_only(initramfs, mounts::place(index).as_str());
+        }
+        if keep_disk {
+            sync();
+            make_read_only(initramfs, "disk");
         }
     }
     let _ = silence_kernel();
@@ -44,10 +42,21 @@ pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>) -> ! {
     }
 }
 
-/// Writes the disk's journal back, so that the next start need not replay it. It is the file
-/// system that becomes read-only: overlayfs holds it, wherever the guest has mounted what.
-fn make_disk_read_only(initramfs: &OwnedFd) -> Result<(), Errno> {
-    let disk = fspick(initramfs, "disk", FsPickFlags::FSPICK_CLOEXEC)?;
+/// Writes the file system at `path` back, its journal too, so that the next start need not replay
+/// it. It is the file system that becomes read-only, wherever the guest has mounted it.
+fn make_read_only(initramfs: &OwnedFd, path: &str) {
+    let mut result = try_to_make_read_only(initramfs, path);
+    for _ in 0..BUSY_ATTEMPTS {
+        if result != Err(Errno::BUSY) {
+            break;
+        }
+        sys::sleep(BUSY_PAUSE);
+        result = try_to_make_read_only(initramfs, path);
+    }
+}
+
+fn try_to_make_read_only(initramfs: &OwnedFd, path: &str) -> Result<(), Errno> {
+    let disk = fspick(initramfs, path, FsPickFlags::FSPICK_CLOEXEC)?;
     fsconfig_set_flag(&disk, "ro")?;
     fsconfig_reconfigure(&disk)
 }

@@ -11,9 +11,11 @@
 extern crate alloc;
 
 mod child;
+mod copy;
 mod end;
 mod failure;
 mod heap;
+mod mounts;
 mod network;
 mod root;
 mod spec_file;
@@ -43,7 +45,7 @@ fn run() -> ! {
         failure.print();
         EXIT_AGENT_FAILED
     });
-    end::end(status, initramfs.as_ref().ok().filter(|_| keep_disk))
+    end::end(status, initramfs.as_ref().ok(), keep_disk)
 }
 
 /// Runs the guest's command and returns its exit status. `keep_disk` becomes what the spec says.
@@ -63,7 +65,7 @@ fn guest(initramfs: &OwnedFd, keep_disk: &mut bool) -> Result<u8, Failure> {
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     Failure::new(format_args!("the agent has a bug: {info}")).print();
     if rustix::process::getpid().is_init() {
-        end::end(EXIT_AGENT_FAILED, None)
+        end::end(EXIT_AGENT_FAILED, None, false)
     }
     sys::exit(EXIT_AGENT_FAILED)
 }
