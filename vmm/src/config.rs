@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Guest memory when nothing else is said.
 pub const DEFAULT_MEMORY: MemorySize = MemorySize(256 << 20);
@@ -104,6 +105,10 @@ pub struct MachineConfig {
     pub name: Option<String>,
     /// Unix socket through which host and guest open streams to each other's vsock ports.
     pub vsock: Option<PathBuf>,
+    /// Volumes and directories of the host's that the guest mounts.
+    pub volumes: Vec<VolumeSpec>,
+    /// File systems in memory that the guest mounts.
+    pub tmpfs: Vec<TmpfsSpec>,
     /// Command and arguments; none for a shell.
     pub command: Vec<String>,
 }
@@ -196,6 +201,9 @@ impl MachineConfig {
         if let Some(DiskSpec::File { path, .. }) = &mut self.disk {
             *path = base.join(&path);
         }
+        for volume in &mut self.volumes {
+            volume.resolve(base);
+        }
     }
 
     /// This machine, with everything that `over` says put over it.
@@ -212,6 +220,8 @@ impl MachineConfig {
             boot: over.boot.or(self.boot),
             name: over.name.or(self.name),
             vsock: over.vsock.or(self.vsock),
+            volumes: [self.volumes, over.volumes].concat(),
+            tmpfs: [self.tmpfs, over.tmpfs].concat(),
             command: if over.command.is_empty() {
                 self.command
             } else {
@@ -374,6 +384,25 @@ mod tests {
         let config = MachineConfig::read(&path).unwrap();
         assert_eq!(config.kernel.unwrap(), dir.path().join("k/vmlinux"));
         assert_eq!(config.rootfs.unwrap(), Path::new("/abs"));
+    }
+
+    #[test]
+    fn mounts_of_the_file_and_of_the_command_line_add_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.toml");
+        let text = "volumes = [\"db:/data\", \"./d:/d:ro\"]\ntmpfs = [\"/t:size=1M\"]\n";
+        fs::write(&path, text).unwrap();
+        let over = MachineConfig {
+            volumes: vec!["/x:/y".parse().unwrap()],
+            ..MachineConfig::default()
+        };
+        let both = MachineConfig::read(&path).unwrap().overlaid(over);
+        let volumes: Vec<_> = both.volumes.iter().map(ToString::to_string).collect();
+        let below = format!("{}/./d:/d:ro", dir.path().display());
+        assert_eq!(volumes, ["db:/data", &below, "/x:/y"]);
+        assert_eq!(both.tmpfs.len(), 1);
+        let error = read("m.toml", "volumes = [\"db\"]\n").unwrap_err();
+        assert!(error.to_string().contains("'db'"), "{error}");
     }
 
     #[test]

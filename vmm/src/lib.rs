@@ -22,3 +22,4 @@ pub mod signals;
 pub mod staging;
 pub mod stats;
 pub mod vcpu;
+pub mod volume;

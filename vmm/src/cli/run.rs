@@ -17,6 +17,7 @@ use crate::disk::{self, DiskSpec};
 use crate::machine::{End, Outcome, events};
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Options of `casita run`.
 #[derive(Debug, Args)]
@@ -61,6 +62,13 @@ pub struct RunArgs {
     /// guest opens to port P of the host comes to FILE_P
     #[arg(long, value_name = "FILE")]
     vsock: Option<PathBuf>,
+    /// Mount a volume, made if it is missing, or a directory of the host's; with :ro the guest can't
+    /// write to it, with :shared several VMs can; can be given many times
+    #[arg(short, long, value_name = "NAME|DIR:/PATH[:ro|:shared]")]
+    volume: Vec<VolumeSpec>,
+    /// Mount a file system in memory; can be given many times
+    #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]")]
+    tmpfs: Vec<TmpfsSpec>,
     /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -98,6 +106,8 @@ impl RunArgs {
             boot: self.boot,
             name: self.name.clone(),
             vsock: self.vsock.clone(),
+            volumes: self.volume.clone(),
+            tmpfs: self.tmpfs.clone(),
             command: self.command.clone(),
         });
         if let Some(name) = &config.name {
