@@ -36,7 +36,6 @@ use crate::kvm::{self, entry, msr};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
-use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
 use crate::{doctor, guest, platform};
@@ -126,8 +125,6 @@ pub struct Surroundings<'a> {
     pub sender: EventSender,
     /// What the owner is told.
     pub events: Receiver<Event>,
-    /// The signals that end the machine, already taken over.
-    pub signals: SignalHandler,
     /// Whether to refuse a KVM that can't run Linux before trying.
     pub check_kvm: bool,
     /// Stages so far.
@@ -160,17 +157,16 @@ pub fn assemble(
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
-    let signals = io.handle().add(around.signals)?;
     let serial = make_serial(&vm)?;
     let serial_output = serial.start_output(&io.handle())?;
     let keyboard = make_keyboard(around.console, &around.sender)?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
-        virtio.plug_in(board::root_device(root)?)?;
+        virtio.plug_in_disk("root", board::root_device(root)?)?;
     }
     if let Some(disk) = files.disk {
-        virtio.plug_in(board::disk_device(disk)?)?;
+        virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     if let Some(path) = &config.vsock {
@@ -180,6 +176,7 @@ pub fn assemble(
         mmio,
         slots,
         transports,
+        disks,
         ..
     } = virtio;
     let ports = make_ports(&serial, &stamps, &around.sender)?;
@@ -213,8 +210,8 @@ pub fn assemble(
             keyboard,
             stamps,
             virtio: transports,
+            disks,
         },
-        signals,
         io,
         vm,
         sender: around.sender,

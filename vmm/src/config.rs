@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::dirs::Dirs;
@@ -79,7 +79,7 @@ pub enum BootMode {
 }
 
 /// A machine. Fields are named as the options of `casita run`; what is `None` takes its default.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineConfig {
     /// Guest kernel: an ELF vmlinux or a bzImage.
@@ -91,13 +91,23 @@ pub struct MachineConfig {
     /// More parameters for the guest kernel.
     pub cmdline: Option<String>,
     /// Writable disk.
-    #[serde(deserialize_with = "from_text")]
+    #[serde(
+        deserialize_with = "from_text",
+        serialize_with = "as_text",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disk: Option<DiskSpec>,
     /// Guest memory.
-    #[serde(deserialize_with = "from_text")]
+    #[serde(
+        deserialize_with = "from_text",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub memory: Option<MemorySize>,
     /// Number of vCPUs.
-    #[serde(deserialize_with = "checked_cpus")]
+    #[serde(
+        deserialize_with = "checked_cpus",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cpus: Option<u8>,
     /// How to start.
     pub boot: Option<BootMode>,
@@ -272,6 +282,14 @@ where
         Raw::Number(number) => number.to_string(),
     };
     text.parse().map(Some).map_err(D::Error::custom)
+}
+
+#[allow(clippy::ref_option, reason = "serde's signature")]
+fn as_text<S: Serializer, T: fmt::Display>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&value.as_ref().map_or_else(String::new, T::to_string))
 }
 
 fn checked_cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {

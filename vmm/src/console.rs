@@ -37,12 +37,17 @@ impl Console {
         if !stdout.is_terminal() {
             return Self::Stream;
         }
-        let size = tcgetwinsize(&stdout).map_or((24, 80), |size| (size.ws_row, size.ws_col));
-        Self::Terminal(WindowSize {
-            rows: size.0,
-            cols: size.1,
-        })
+        Self::Terminal(window_size().unwrap_or(WindowSize { rows: 24, cols: 80 }))
     }
+}
+
+/// The size of the terminal at standard output, if there is one.
+pub fn window_size() -> Option<WindowSize> {
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    Some(WindowSize {
+        rows: size.ws_row,
+        cols: size.ws_col,
+    })
 }
 
 /// Ctrl-], as in telnet: ends a VM that has the terminal and does not answer.

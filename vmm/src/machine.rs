@@ -1,26 +1,30 @@
 //! A machine and its one owner: everything of a VM lives here, and only the thread that calls
 //! [`Machine::run`] decides about its end. Others tell it of [`Event`]s.
 
+mod command;
+
 use std::any::Any;
 use std::fmt;
 use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casita_devices::event_loop::{EventLoop, Registration};
+use casita_devices::event_loop::EventLoop;
 use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
+use casita_devices::virtio::block::Traffic;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
-use crate::signals::SignalHandler;
 use crate::stats::RunStats;
-use crate::vcpu::{Buses, VcpuFailure, VcpuThread};
+use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
+use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
+pub use command::{Answer, Command, Ended, Reply};
 
 /// What can happen to a machine that its owner must know.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub enum Event {
     Signal(i32),
     /// The user typed the console's escape key.
     Escape,
+    /// Somebody tells the machine to do something.
+    Command(Command, Reply),
     /// A vCPU can't go on.
     VcpuFailed {
         /// Which.
@@ -88,6 +94,8 @@ pub enum End {
     Escape,
     /// A signal asked for the end.
     Signal(i32),
+    /// [`Command::Kill`] did.
+    Killed,
     /// It could not go on.
     Failed(Failure),
 }
@@ -165,6 +173,8 @@ pub struct Devices {
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
     pub virtio: Vec<Arc<MmioTransport>>,
+    /// The disks among them, by name.
+    pub disks: Vec<(String, Arc<Traffic>)>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
@@ -176,9 +186,7 @@ pub struct Machine {
     pub buses: Buses,
     /// The devices.
     pub devices: Devices,
-    /// Signals that end casita, on the I/O thread.
-    pub signals: Registration<SignalHandler>,
-    /// The I/O thread: all queues, the console's input, signals.
+    /// The I/O thread: all queues, the console's input.
     pub io: EventLoop,
     /// KVM's part, and guest memory.
     pub vm: Vm,
@@ -196,11 +204,13 @@ impl Machine {
     /// # Errors
     /// If the host has no thread left for a vCPU, or the console can't be read.
     pub fn run(mut self) -> Result<Outcome, RunError> {
-        let mut running = Vec::new();
+        let mut running = Running::new(self.vcpus.len());
         let end = self.run_until_end(&mut running);
-        running.iter().for_each(VcpuThread::request_stop);
+        running.gate.stop();
+        running.kick();
         self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
-        let reports: Vec<_> = running.into_iter().map(VcpuThread::join).collect();
+        let threads = running.threads.into_iter();
+        let reports: Vec<_> = threads.map(VcpuThread::join).collect();
 
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
@@ -220,19 +230,62 @@ impl Machine {
         })
     }
 
-    fn run_until_end(&mut self, running: &mut Vec<VcpuThread>) -> Result<End, RunError> {
+    fn run_until_end(&mut self, running: &mut Running) -> Result<End, RunError> {
         for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
-            let thread = VcpuThread::spawn(index, fd, self.buses.clone(), self.sender.clone());
-            running.push(thread.map_err(|source| RunError::Thread { index, source })?);
+            let (buses, gate) = (self.buses.clone(), running.gate.clone());
+            let thread = VcpuThread::spawn(index, fd, buses, gate, self.sender.clone());
+            let thread = thread.map_err(|source| RunError::Thread { index, source })?;
+            running.threads.push(thread);
         }
         // `self.sender` lives as long as the receiver, so there is always somebody to tell.
         while let Ok(event) = self.events.recv() {
-            match End::of(event) {
-                Some(end) => return Ok(end),
-                None => self.start_input()?,
+            match event {
+                Event::ConsoleReady => self.start_input()?,
+                Event::Command(Command::Kill, reply) => {
+                    reply.answer(Answer::Done);
+                    return Ok(End::Killed);
+                }
+                Event::Command(command, reply) => self.obey(command, reply, running),
+                event => {
+                    if let Some(end) = End::of(event) {
+                        return Ok(end);
+                    }
+                }
             }
         }
         Ok(End::PowerOff)
+    }
+
+    fn obey(&self, command: Command, reply: Reply, running: &Running) {
+        match command {
+            Command::Pause => {
+                running
+                    .gate
+                    .pause(Box::new(move || reply.answer(Answer::Done)));
+                running.kick();
+            }
+            Command::Resume => {
+                running.gate.resume();
+                reply.answer(Answer::Done);
+            }
+            Command::Stats => reply.answer(Answer::Stats(Box::new(self.vm_stats(running)))),
+            // Told apart by the caller.
+            Command::Kill => {}
+        }
+    }
+
+    fn vm_stats(&self, running: &Running) -> VmStats {
+        let disks = self.devices.disks.iter();
+        VmStats {
+            cpu_ms: vm_stats::cpu_ms(),
+            vcpus_ms: vm_stats::vcpus_ms(),
+            memory: MemoryStats::of_self(self.vm.ram().layout().bytes()),
+            block: disks
+                .map(|(name, traffic)| BlockStats::of(name, traffic))
+                .collect(),
+            uptime_ms: u64::try_from(running.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            exits: running.threads.iter().map(VcpuThread::exits).sum(),
+        }
     }
 
     fn start_input(&mut self) -> Result<(), SerialError> {
@@ -256,6 +309,28 @@ impl Machine {
     }
 }
 
+/// The vCPUs of a running machine.
+struct Running {
+    gate: Arc<Gate>,
+    threads: Vec<VcpuThread>,
+    since: Instant,
+}
+
+impl Running {
+    fn new(vcpus: usize) -> Self {
+        Self {
+            gate: Arc::new(Gate::new(vcpus)),
+            threads: Vec::with_capacity(vcpus),
+            since: Instant::now(),
+        }
+    }
+
+    /// Makes all vCPUs look at the gate.
+    fn kick(&self) {
+        self.threads.iter().for_each(VcpuThread::kick);
+    }
+}
+
 impl End {
     fn is_the_guests(&self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset)
@@ -266,7 +341,7 @@ impl End {
     /// The end that `event` means, if it means one.
     fn of(event: Event) -> Option<Self> {
         Some(match event {
-            Event::ConsoleReady => return None,
+            Event::ConsoleReady | Event::Command(..) => return None,
             Event::Power(PowerEvent::Off) => Self::PowerOff,
             Event::Power(PowerEvent::Reset) => Self::Reset,
             Event::Signal(number) => Self::Signal(number),

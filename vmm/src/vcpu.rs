@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code, reason = "a signal handler and fields of kvm_run's union")]
 
+mod gate;
+
 use std::cell::Cell;
 use std::fmt;
 use std::io;
@@ -10,7 +12,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use casita_devices::bus::Bus;
@@ -21,6 +23,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::machine::{Event, EventSender, panic_message};
 use crate::stats::ExitCounts;
+pub use gate::{Gate, Parked};
 
 /// What a guest reaches through ports and through memory without RAM.
 #[derive(Clone)]
@@ -137,18 +140,24 @@ pub struct VcpuReport {
 /// A running vCPU.
 pub struct VcpuThread {
     thread: JoinHandle<VcpuReport>,
-    stop: Arc<AtomicBool>,
+    exits: Arc<AtomicU64>,
 }
 
 impl VcpuThread {
-    /// Starts vCPU `index`, whose registers are set, on its own thread. What ends it without being
-    /// asked is told to `events`.
+    /// Starts vCPU `index`, whose registers are set, on its own thread, which runs while `gate`
+    /// says so. What ends it without being asked is told to `events`.
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub fn spawn(index: u8, fd: VcpuFd, buses: Buses, events: EventSender) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+    pub fn spawn(
+        index: u8,
+        fd: VcpuFd,
+        buses: Buses,
+        gate: Arc<Gate>,
+        events: EventSender,
+    ) -> io::Result<Self> {
+        let exits = Arc::new(AtomicU64::new(0));
+        let counted = exits.clone();
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
@@ -156,8 +165,10 @@ impl VcpuThread {
                     fd,
                     buses,
                     report: VcpuReport::default(),
+                    exits: counted,
                 };
-                let end = panic::catch_unwind(AssertUnwindSafe(|| vcpu.run(&stopped)));
+                let end = panic::catch_unwind(AssertUnwindSafe(|| vcpu.run(&gate)));
+                gate.leave();
                 match end {
                     Ok(Ok(())) => {}
                     Ok(Err(failure)) => events.send(Event::VcpuFailed { index, failure }),
@@ -171,14 +182,18 @@ impl VcpuThread {
                 }
                 vcpu.report
             })?;
-        Ok(Self { thread, stop })
+        Ok(Self { thread, exits })
     }
 
-    /// Asks the vCPU to stop; returns at once.
-    pub fn request_stop(&self) {
-        self.stop.store(true, Ordering::Release);
+    /// Makes the vCPU leave the guest and look at the gate; returns at once.
+    pub fn kick(&self) {
         // SAFETY: the thread is not joined yet, so its pthread_t is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// Exits to user space so far.
+    pub fn exits(&self) -> u64 {
+        self.exits.load(Ordering::Relaxed)
     }
 
     /// Waits for the end of the thread.
@@ -191,16 +206,28 @@ struct Vcpu {
     fd: VcpuFd,
     buses: Buses,
     report: VcpuReport,
+    /// All exits, for others to look at.
+    exits: Arc<AtomicU64>,
 }
 
 impl Vcpu {
-    fn run(&mut self, stop: &AtomicBool) -> Result<(), VcpuFailure> {
+    fn run(&mut self, gate: &Gate) -> Result<(), VcpuFailure> {
         let _kick = KickTarget::set(&mut self.fd.get_kvm_run().immediate_exit);
         self.report.first_run_ns = monotonic_ns();
-        while !stop.load(Ordering::Acquire) {
+        let mut exits = 0;
+        loop {
+            if !gate.is_open() {
+                if !gate.wait() {
+                    return Ok(());
+                }
+                // The guest's clock has gone on without it. A guest without KVM's clock can't be
+                // told of that, and has no watchdog that looks at it either.
+                let _ = self.fd.kvmclock_ctrl();
+            }
             self.step()?;
+            exits += 1;
+            self.exits.store(exits, Ordering::Relaxed);
         }
-        Ok(())
     }
 
     /// Runs the guest until its next exit and serves that.

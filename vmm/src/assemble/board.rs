@@ -14,7 +14,7 @@ use casita_devices::power::{
 };
 use casita_devices::serial::{self, Input, Output, Serial};
 use casita_devices::stamp::{self, StampDevice, StampEvent};
-use casita_devices::virtio::block::{Block, BlockConfig, BlockError};
+use casita_devices::virtio::block::{Block, BlockConfig, BlockError, Traffic};
 use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::MmioTransport;
@@ -29,16 +29,16 @@ use crate::machine::{Event, EventSender, Keyboard};
 use crate::platform::{self, POWER};
 use crate::rootfs::RootImage;
 
-pub(super) fn root_device(root: RootImage) -> Result<Box<dyn VirtioDevice>, BlockError> {
+pub(super) fn root_device(root: RootImage) -> Result<Block, BlockError> {
     let config = BlockConfig {
         read_only: true,
         serial: "root".to_owned(),
         ..BlockConfig::default()
     };
-    Ok(Box::new(Block::new(root.file, &root.path, &config)?))
+    Block::new(root.file, &root.path, &config)
 }
 
-pub(super) fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockError> {
+pub(super) fn disk_device(disk: Disk) -> Result<Block, BlockError> {
     let config = BlockConfig {
         serial: "disk".to_owned(),
         // On a thread of its own a write into the page cache costs half: it needs no helper of the
@@ -46,7 +46,7 @@ pub(super) fn disk_device(disk: Disk) -> Result<Box<dyn VirtioDevice>, BlockErro
         dedicated_thread: true,
         ..BlockConfig::default()
     };
-    Ok(Box::new(Block::new(disk.file, &disk.path, &config)?))
+    Block::new(disk.file, &disk.path, &config)
 }
 
 /// Streams between guest and host, whose sockets are at `path`.
@@ -65,6 +65,7 @@ pub(super) struct VirtioBoard<'a> {
     pub(super) mmio: Bus,
     pub(super) slots: Vec<VirtioMmio>,
     pub(super) transports: Vec<Arc<MmioTransport>>,
+    pub(super) disks: Vec<(String, Arc<Traffic>)>,
 }
 
 impl<'a> VirtioBoard<'a> {
@@ -75,7 +76,14 @@ impl<'a> VirtioBoard<'a> {
             mmio: Bus::default(),
             slots: Vec::new(),
             transports: Vec::new(),
+            disks: Vec::new(),
         }
+    }
+
+    /// Puts a disk into the next slot; `name` is for people who ask what goes through it.
+    pub(super) fn plug_in_disk(&mut self, name: &str, disk: Block) -> Result<(), AssembleError> {
+        self.disks.push((name.to_owned(), disk.traffic()));
+        self.plug_in(Box::new(disk))
     }
 
     /// Puts `device` into the next slot: registers on the bus, an interrupt line, and a doorbell

@@ -14,8 +14,8 @@ use crate::config::{
 use crate::console::{Console, RawTerminal};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
-use crate::machine::{End, Outcome, events};
-use crate::signals::SignalHandler;
+use crate::machine::{End, Event, Outcome, events};
+use crate::signals::{ENDING, Signals};
 use crate::stats::RunStats;
 use crate::volume::{TmpfsSpec, VolumeSpec};
 
@@ -128,7 +128,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let console = Console::detect();
     let (sender, receiver) = events();
-    let signals = SignalHandler::new(sender.clone())?;
+    let told = sender.clone();
+    let _signals = Signals::take(&ENDING)?.watch(move |signal| told.send(Event::Signal(signal)))?;
     let machine = assemble(
         &config,
         Surroundings {
@@ -136,7 +137,6 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
             console,
             sender,
             events: receiver,
-            signals,
             check_kvm: !args.skip_kvm_check,
             stats,
         },
@@ -178,6 +178,7 @@ fn exit_code(outcome: Outcome, boot: BootMode) -> Result<ExitCode, CliError> {
     match (outcome.end, outcome.exit_status) {
         (End::Failed(failure), _) => Err(failure.to_string().into()),
         (End::Signal(number), _) => Ok(ExitCode::from(128 + u8::try_from(number).unwrap_or(0))),
+        (End::Killed, _) => Ok(ExitCode::from(128 + libc::SIGKILL as u8)),
         (End::Escape, _) => Ok(EXIT_CASITA.into()),
         (_, Some(status)) => Ok(status.into()),
         // Root in the guest may power it off; so may a plain image's init, or reboot.

@@ -11,6 +11,7 @@ pub mod layout;
 mod open;
 mod panic_relay;
 pub mod request;
+mod traffic;
 pub mod worker;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use zerocopy::IntoBytes;
 
 pub use backend::Engine;
 pub use open::BlockError;
+pub use traffic::Traffic;
 
 use self::backend::{Backend, DiskFile};
 use self::layout::{
@@ -108,6 +110,7 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     open_backend: Box<OpenBackend>,
     running: Vec<Running>,
+    traffic: Arc<Traffic>,
 }
 
 impl Block {
@@ -162,12 +165,18 @@ impl Block {
             config: config.clone(),
             open_backend: Box::new(open_backend),
             running: Vec::new(),
+            traffic: Arc::default(),
         })
     }
 
     /// Capacity in sectors of 512 bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// What has gone through it.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     /// The file that the disk's bytes are in.
@@ -293,6 +302,7 @@ impl VirtioDevice for Block {
             },
             serial: self.serial,
             file_len: self.file_len,
+            traffic: self.traffic.clone(),
         });
         let shared = Shared {
             events: activation.events,

@@ -9,6 +9,7 @@ use super::backend::{Backend, Buffers, Done, Io, Operation, Started};
 use super::data::point_at_data;
 use super::layout::{F_FLUSH, SECTOR_SIZE, SERIAL_LEN, Status};
 use super::request::{Limits, Range, Request, RequestError, STATUS_LEN};
+use super::traffic::Traffic;
 use crate::event_loop::{Control, Handler, Interest, Source};
 use crate::rate_limit::RateLimit;
 use crate::virtio::chain::Chain;
@@ -34,6 +35,8 @@ pub struct Disk {
     pub serial: [u8; SERIAL_LEN],
     /// Length of the backing file in bytes. Only the last sector may reach beyond it.
     pub file_len: u64,
+    /// What has gone through it.
+    pub traffic: Arc<Traffic>,
 }
 
 impl Disk {
@@ -286,6 +289,9 @@ impl Worker {
                 Some(io)
             }
             Next::Finish(status) => {
+                if status == Status::Ok {
+                    self.disk.traffic.count(&slot.request);
+                }
                 io.buffers.clear();
                 self.spare.push(io.buffers);
                 self.free.push(io.tag);

@@ -1,0 +1,160 @@
+//! What a running VM uses of its host, as the host's kernel counts it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use casita_devices::virtio::block::Traffic;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// What a running VM uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmStats {
+    /// CPU time of its monitor, vCPUs and devices together, in milliseconds.
+    pub cpu_ms: u64,
+    /// That of each vCPU, with what the host did for it.
+    pub vcpus_ms: Vec<u64>,
+    /// Memory.
+    pub memory: MemoryStats,
+    /// Disks, in the order in which the guest sees them.
+    pub block: Vec<BlockStats>,
+    /// Since its start, in milliseconds; time while it was paused counts.
+    pub uptime_ms: u64,
+    /// Exits from the guest to the monitor.
+    pub exits: u64,
+}
+
+/// Memory of the host's that a VM's monitor has, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryStats {
+    /// What the guest has been given.
+    pub limit: u64,
+    /// What of it, and of the monitor itself, is in the host's memory.
+    pub resident: u64,
+    /// The part of that which no other process uses.
+    pub private: u64,
+    /// The part that others use too, such as the guest kernel's pages.
+    pub shared: u64,
+}
+
+/// What has gone through a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockStats {
+    /// Which.
+    pub device: String,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Requests to read.
+    pub reads: u64,
+    /// Requests to write.
+    pub writes: u64,
+}
+
+impl BlockStats {
+    /// Of the disk `device`, whose traffic is counted in `traffic`.
+    pub fn of(device: &str, traffic: &Traffic) -> Self {
+        Self {
+            device: device.to_owned(),
+            read_bytes: traffic.read_bytes(),
+            write_bytes: traffic.write_bytes(),
+            reads: traffic.reads(),
+            writes: traffic.writes(),
+        }
+    }
+}
+
+impl MemoryStats {
+    /// This process's, for a guest with `limit` bytes. What the host does not tell is 0.
+    pub fn of_self(limit: u64) -> Self {
+        let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+        Self {
+            limit,
+            ..Self::parse(&rollup)
+        }
+    }
+
+    /// proc_pid_smaps_rollup(5).
+    fn parse(rollup: &str) -> Self {
+        let sum = |names: &[&str]| -> u64 {
+            rollup
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .filter(|(name, _)| names.contains(name))
+                .filter_map(|(_, value)| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+                .sum::<u64>()
+                * 1024
+        };
+        Self {
+            limit: 0,
+            resident: sum(&["Rss"]),
+            private: sum(&["Private_Clean", "Private_Dirty", "Private_Hugetlb"]),
+            shared: sum(&["Shared_Clean", "Shared_Dirty", "Shared_Hugetlb"]),
+        }
+    }
+}
+
+/// CPU time of this process, in milliseconds.
+pub fn cpu_ms() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unwrap_or(0)
+}
+
+/// CPU time of this process's threads that run vCPUs, by their number.
+pub fn vcpus_ms() -> Vec<u64> {
+    let mut times = threads(Path::new("/proc/self/task")).unwrap_or_default();
+    times.sort_unstable();
+    times.into_iter().map(|(_, ms)| ms).collect()
+}
+
+fn threads(tasks: &Path) -> io::Result<Vec<(u8, u64)>> {
+    let time = |task: &Path| -> Option<(u8, u64)> {
+        let name = fs::read_to_string(task.join("comm")).ok()?;
+        let index = name.trim().strip_prefix("vcpu")?.parse().ok()?;
+        // The first figure: nanoseconds on a CPU.
+        let stat = fs::read_to_string(task.join("schedstat")).ok()?;
+        let ns: u64 = stat.split_whitespace().next()?.parse().ok()?;
+        Some((index, ns / 1_000_000))
+    };
+    Ok(fs::read_dir(tasks)?
+        .flatten()
+        .filter_map(|task| time(&task.path()))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_figures_are_understood() {
+        let text = "7f0000-7fff rollup\nRss:   1000 kB\nPss:  1 kB\nShared_Clean: 300 kB\n\
+                    Shared_Dirty: 0 kB\nPrivate_Clean: 200 kB\nPrivate_Dirty: 500 kB\nSwap: x kB\n";
+        let stats = MemoryStats::parse(text);
+        assert_eq!(stats.resident, 1000 << 10);
+        assert_eq!((stats.private, stats.shared), (700 << 10, 300 << 10));
+    }
+
+    #[test]
+    fn this_process_is_in_memory_and_each_vcpu_thread_is_found() {
+        let stats = MemoryStats::of_self(5);
+        assert_eq!(stats.limit, 5);
+        assert!(stats.resident > 0 && stats.resident >= stats.private);
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("vcpu7".to_owned())
+            .spawn(move || receiver.recv())
+            .unwrap();
+        // The thread sets its own name, so it may come late.
+        while vcpus_ms().is_empty() {
+            std::thread::yield_now();
+        }
+        drop(sender);
+        thread.join().unwrap().unwrap_err();
+    }
+}

@@ -1,0 +1,265 @@
+//! A VM as its owner has it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::lock::Moment;
+use super::log::LogWriter;
+use super::vm::{Home, write_last_words};
+use super::{Record, State, VmsError, files, lock};
+use crate::dirs::Dirs;
+
+/// Why a line about an error is not longer.
+const MAX_ERROR: usize = 4000;
+
+/// A VM that this process owns until this is dropped: nobody else starts, changes or removes it.
+#[derive(Debug)]
+pub struct OwnedVm {
+    record: Record,
+    teller: Teller,
+    lock: Lock,
+}
+
+/// Tells everybody what becomes of a VM, on behalf of its owner and from any thread of its. What is
+/// told after the owner has given the VM up goes nowhere.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    home: Home,
+    told: Arc<Mutex<Told>>,
+}
+
+#[derive(Debug)]
+struct Told {
+    state: State,
+    owned: bool,
+}
+
+impl Teller {
+    /// Changes the state as `change` says.
+    ///
+    /// # Errors
+    /// If it can't be written; then it is as it was.
+    pub fn update(&self, change: impl FnOnce(&mut State)) -> Result<(), VmsError> {
+        let mut told = self.told();
+        if told.owned {
+            let mut state = told.state.clone();
+            change(&mut state);
+            self.write(&mut told, state)?;
+        }
+        Ok(())
+    }
+
+    /// What was told last.
+    pub fn state(&self) -> State {
+        self.told().state.clone()
+    }
+
+    fn write(&self, told: &mut Told, mut state: State) -> Result<Vec<u8>, VmsError> {
+        state.boot_id = boot_id();
+        if let Some(error) = &mut state.error {
+            error.truncate(error.floor_char_boundary(MAX_ERROR));
+        }
+        let path = self.home.file("state.json");
+        let json = serde_json::to_vec_pretty(&state)
+            .map_err(|error| VmsError::Unwritable(error.to_string()))?;
+        files::replace(&path, &json, false).map_err(VmsError::io("write", &path))?;
+        told.state = state;
+        Ok(json)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The locked file. Dropping it gives the lock up.
+#[derive(Debug)]
+struct Lock(Option<File>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            lock::release(file);
+        }
+    }
+}
+
+impl OwnedVm {
+    /// `file` is the VM's lock, which the caller has.
+    pub(super) fn new(home: Home, record: Record, file: File) -> Self {
+        let told = Told {
+            state: home.read_state(),
+            owned: true,
+        };
+        Self {
+            record,
+            teller: Teller {
+                home,
+                told: Arc::new(Mutex::new(told)),
+            },
+            lock: Lock(Some(file)),
+        }
+    }
+
+    /// Takes notice that the former owner did not live to see its end, if it did not.
+    pub(super) fn settle(&mut self) -> Result<(), VmsError> {
+        let state = self.state();
+        if state.status.has_ended() {
+            return Ok(());
+        }
+        self.clean();
+        self.set_state(state.dead())
+    }
+
+    /// What it is.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// What has become of it.
+    pub fn state(&self) -> State {
+        self.teller.state()
+    }
+
+    /// For threads that tell what becomes of it.
+    pub fn teller(&self) -> Teller {
+        self.teller.clone()
+    }
+
+    /// Tells everybody what has become of it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn set_state(&mut self, state: State) -> Result<(), VmsError> {
+        let mut told = self.teller.told();
+        let ended = state.status.has_ended();
+        let json = self.teller.write(&mut told, state)?;
+        if let Some(lock) = &self.lock.0 {
+            let words: &[u8] = if ended { &json } else { b"" };
+            write_last_words(lock, &self.home().file("lock"), words)?;
+        }
+        Ok(())
+    }
+
+    fn home(&self) -> &Home {
+        &self.teller.home
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> PathBuf {
+        self.home().dir()
+    }
+
+    /// Where its own disk is, if it has one.
+    pub fn disk_path(&self) -> PathBuf {
+        self.home().file("disk.raw")
+    }
+
+    /// For what its kernel writes.
+    pub fn console_log(&self) -> PathBuf {
+        self.home().file("console.log")
+    }
+
+    /// A folder, of this user's alone, for the socket through which its monitor is reached. It is
+    /// removed when the VM ends.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn runtime_dir(&self) -> Result<PathBuf, VmsError> {
+        let path = self.home().runtime_dir();
+        Dirs::ensure(&path)?;
+        Ok(path)
+    }
+
+    /// For what its command writes; after what is there.
+    ///
+    /// # Errors
+    /// If it can't be opened.
+    pub fn log_writer(&self) -> Result<LogWriter, VmsError> {
+        let dir = self.dir();
+        LogWriter::open(&dir).map_err(VmsError::io("open the log in", &dir))
+    }
+
+    /// Whether the user has asked, since it was started, that it ends for good.
+    pub fn is_stop_asked(&self) -> bool {
+        self.home().file(super::vm::STOP).exists()
+    }
+
+    /// Forgets that, as it is being started.
+    pub fn clear_stop(&self) {
+        let _ = std::fs::remove_file(self.home().file(super::vm::STOP));
+    }
+
+    /// Another descriptor of the lock, for a process that is to be the owner; see [`Self::hand_over`].
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn lock_fd(&self) -> Result<OwnedFd, VmsError> {
+        let path = self.home().file("lock");
+        let file = self.lock.0.as_ref().map(File::try_clone);
+        file.transpose()
+            .and_then(|file| file.ok_or_else(|| std::io::Error::other("it was handed over")))
+            .map(OwnedFd::from)
+            .map_err(VmsError::io("share", &path))
+    }
+
+    /// Leaves it to the process that was given [`Self::lock_fd`].
+    pub fn hand_over(mut self) {
+        self.teller.told().owned = false;
+        // Closed, but not unlocked.
+        drop(self.lock.0.take());
+    }
+
+    /// Removes it with all its files.
+    ///
+    /// # Errors
+    /// If it can't be; then it is as it was.
+    pub fn remove(self) -> Result<(), VmsError> {
+        let retired = {
+            let moment = self.home().registry.moment()?;
+            self.retire(&moment)?
+        };
+        drop(retired);
+        Ok(())
+    }
+
+    /// Takes it out of sight; its files go when what is returned is dropped.
+    pub(super) fn retire(self, moment: &Moment) -> Result<Retired, VmsError> {
+        let old = self.home().registry.retire(&self.record, moment)?;
+        Ok(Retired { old, vm: self })
+    }
+
+    /// Removes what only a running VM needs. Called by its owner when it has ended.
+    pub fn clean(&self) {
+        // Nothing that is left there harms.
+        let _ = files::remove_tree(&self.home().runtime_dir());
+    }
+}
+
+impl Drop for OwnedVm {
+    fn drop(&mut self) {
+        self.teller.told().owned = false;
+    }
+}
+
+/// A record that nobody can find any more, on its way out.
+pub(super) struct Retired {
+    old: PathBuf,
+    /// Its lock is given up after that.
+    vm: OwnedVm,
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        self.vm.clean();
+        // What is left, another one sweeps.
+        let _ = files::remove_tree(&self.old);
+    }
+}
+
+fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
