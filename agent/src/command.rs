@@ -7,23 +7,24 @@ use alloc::vec::Vec;
 
 use crate::errno;
 use crate::ports::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
-use crate::spec::GuestSpec;
+use crate::wire::ProcessSpec;
 
 /// Where commands are looked for unless the environment says otherwise.
 pub const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A shell for a spec without a command: the file, and its name when it is a login shell and when
+/// A shell for a process without a command: the file, and its name when it is a login shell and when
 /// it is not. The first one that the root has is taken.
 pub const SHELLS: [(&[u8], &[u8], &[u8]); 2] = [
     (b"/bin/bash", b"-bash", b"bash"),
     (b"/bin/sh", b"-sh", b"sh"),
 ];
 
-/// The command's environment: the spec's variables, and the agent's defaults for those that it
-/// does not name. Of several variables with one name the last counts, in the place of the first.
-pub fn environment(spec: &GuestSpec) -> Vec<Vec<u8>> {
-    let mut env: Vec<Vec<u8>> = Vec::with_capacity(spec.env.len() + 4);
-    for variable in &spec.env {
+/// The environment of `process` on the machine `hostname`: its own variables, and the agent's
+/// defaults for those that it does not name. Of several variables with one name the last counts, in
+/// the place of the first. Its user's home directory is `home`.
+pub fn environment(process: &ProcessSpec, hostname: &str, home: &[u8]) -> Vec<Vec<u8>> {
+    let mut env: Vec<Vec<u8>> = Vec::with_capacity(process.env.len() + 4);
+    for variable in &process.env {
         match env
             .iter_mut()
             .find(|known| name_of(known) == name_of(variable))
@@ -32,11 +33,11 @@ pub fn environment(spec: &GuestSpec) -> Vec<Vec<u8>> {
             None => env.push(variable.clone()),
         }
     }
-    let terminal: Option<&[u8]> = spec.terminal.map(|_| b"linux".as_slice());
+    let terminal: Option<&[u8]> = process.terminal.map(|_| b"linux".as_slice());
     let defaults: [(&[u8], Option<&[u8]>); 4] = [
         (b"PATH", Some(DEFAULT_PATH)),
-        (b"HOME", Some(b"/root")),
-        (b"HOSTNAME", Some(spec.hostname.as_bytes())),
+        (b"HOME", Some(home)),
+        (b"HOSTNAME", Some(hostname.as_bytes())),
         (b"TERM", terminal),
     ];
     for (name, value) in defaults {

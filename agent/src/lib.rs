@@ -1,9 +1,11 @@
 //! What the host and the guest's PID 1 say to each other, and how PID 1 gets into the guest.
 //!
 //! The host writes a [`spec::GuestSpec`] into the [`initrd`] that it builds around the agent's
-//! program; the agent reads it, prepares the guest's root, runs the command, and answers through
-//! [`ports`]. The pure part of the agent's work ([`command`], [`errno`], [`hosts`]) is here too,
-//! where it can be tested without a guest.
+//! program; the agent reads it, prepares the guest's root, and connects to the host. From then on
+//! it does what the host says ([`wire`]): starts processes, carries their streams, ends the
+//! machine. How far it has come, and the machine's exit status, it tells through [`ports`]. The
+//! pure part of its work ([`command`], [`errno`], [`hosts`], [`proc`], [`users`]) is here too, where
+//! it can be tested without a guest.
 //!
 //! The library needs no standard library: the agent is a static program without libc.
 
@@ -21,6 +23,8 @@ pub mod hosts;
 pub mod initrd;
 pub mod mounts;
 pub mod ports;
+pub mod proc;
 pub mod spec;
 pub mod tar;
+pub mod users;
 pub mod wire;

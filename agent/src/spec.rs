@@ -9,11 +9,14 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mounts::{self, GuestMount, MountError};
+use crate::wire::Key;
+
 /// The first bytes of an encoded spec.
 pub const MAGIC: [u8; 8] = *b"CASITA\0\x01";
 
 /// The version of the body's layout.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The longest body, in bytes.
 pub const MAX_BODY_LEN: usize = 1 << 20;
@@ -35,20 +38,10 @@ pub struct GuestSpec {
     pub disk: Option<Mount>,
     /// Whether the disk outlives the machine. If it does not, nothing waits for it at the end.
     pub keep_disk: bool,
-    /// The command and its arguments; empty for a shell.
-    pub command: Vec<Vec<u8>>,
-    /// Variables of the command's environment, as `NAME=value`. They go before the agent's own
-    /// defaults; of two with the same name the later one counts.
-    pub env: Vec<Vec<u8>>,
-    /// The command's working directory, an absolute path, made if it is missing; empty for `/`.
-    pub workdir: Vec<u8>,
-    /// The size of the terminal that the user sits at. Without one the console carries bytes as
-    /// they are: nothing is echoed, no byte means a signal, and `^D` (0x04) at the beginning of a
-    /// line ends the command's input. A host whose input does not end with a newline sends two.
-    pub terminal: Option<WindowSize>,
-    /// Whether the command reads the console even though there is no terminal. Otherwise its
-    /// standard input is `/dev/null`.
-    pub stdin_open: bool,
+    /// What the agent shows on its control connection, so that the host knows that it is the agent.
+    pub key: Key,
+    /// What else is mounted, in this order, when the root is there.
+    pub mounts: Vec<GuestMount>,
 }
 
 /// A block device of the guest and what is on it.
@@ -100,28 +93,25 @@ pub enum SpecError {
     /// A string that goes to the kernel as a C string has a NUL inside.
     #[error("{field} has a NUL byte at offset {offset}; leave it out")]
     Nul {
-        /// Which string, such as `argument 2`.
-        field: String,
+        /// Which string.
+        field: &'static str,
         /// Where, in bytes.
         offset: usize,
     },
     /// The hostname is empty, too long or has a character that hostnames do not have.
     #[error("hostname {0:?} is not usable: it takes 1-64 letters, digits, '-', '_' and '.'")]
     Hostname(String),
-    /// An environment variable is not `NAME=value`.
-    #[error("environment variable {0:?} is not NAME=value")]
-    Variable(String),
-    /// The working directory is not an absolute path.
-    #[error("working directory {0:?} is not an absolute path")]
-    Workdir(String),
     /// A device's node is not an absolute path.
     #[error("device {0:?} is not an absolute path")]
     Device(String),
     /// The disk has a file system that cannot be written.
     #[error("a disk with {0} cannot be written; it takes ext4")]
     DiskFs(&'static str),
-    /// Command and environment are too long.
-    #[error("command and environment take {0} bytes; the limit is {MAX_BODY_LEN}")]
+    /// A mount that no guest can have.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// It is too long.
+    #[error("the guest spec takes {0} bytes; the limit is {MAX_BODY_LEN}")]
     TooLong(usize),
     /// Not a spec at all.
     #[error("not a guest spec: it does not start with the magic bytes")]
@@ -145,8 +135,8 @@ pub enum SpecError {
 /// Encodes `spec`.
 ///
 /// # Errors
-/// When the guest could not follow it: a NUL inside a string, a bad hostname or variable, relative
-/// paths, more than [`MAX_BODY_LEN`] bytes.
+/// When the guest could not follow it: a NUL inside a string, a bad hostname, relative paths, more
+/// than [`MAX_BODY_LEN`] bytes.
 pub fn encode(spec: &GuestSpec) -> Result<Vec<u8>, SpecError> {
     validate(spec)?;
     let body = postcard::to_allocvec(spec).map_err(|_| SpecError::Body)?;
@@ -199,7 +189,7 @@ fn validate(spec: &GuestSpec) -> Result<(), SpecError> {
         return Err(SpecError::Hostname(spec.hostname.clone()));
     }
     for mount in core::iter::once(&spec.root).chain(&spec.disk) {
-        refuse_nul(mount.device.as_bytes(), || "device".into())?;
+        refuse_nul(&mount.device, "device")?;
         if !mount.device.starts_with('/') {
             return Err(SpecError::Device(mount.device.clone()));
         }
@@ -207,39 +197,14 @@ fn validate(spec: &GuestSpec) -> Result<(), SpecError> {
     if let Some(disk) = spec.disk.as_ref().filter(|disk| disk.fs != FsType::Ext4) {
         return Err(SpecError::DiskFs(disk.fs.name()));
     }
-    for (index, argument) in spec.command.iter().enumerate() {
-        refuse_nul(argument, || match index {
-            0 => "command".into(),
-            _ => alloc::format!("argument {index}"),
-        })?;
-    }
-    for variable in &spec.env {
-        let lossy = || String::from_utf8_lossy(variable).into_owned();
-        refuse_nul(variable, || {
-            alloc::format!("environment variable {:?}", lossy())
-        })?;
-        if matches!(
-            variable.iter().position(|byte| *byte == b'='),
-            None | Some(0)
-        ) {
-            return Err(SpecError::Variable(lossy()));
-        }
-    }
-    refuse_nul(&spec.workdir, || "working directory".into())?;
-    if !matches!(spec.workdir.first(), None | Some(b'/')) {
-        let workdir = String::from_utf8_lossy(&spec.workdir).into_owned();
-        return Err(SpecError::Workdir(workdir));
-    }
+    mounts::validate(&spec.mounts)?;
     Ok(())
 }
 
-fn refuse_nul(bytes: &[u8], field: impl FnOnce() -> String) -> Result<(), SpecError> {
-    match bytes.iter().position(|byte| *byte == 0) {
+fn refuse_nul(text: &str, field: &'static str) -> Result<(), SpecError> {
+    match text.bytes().position(|byte| byte == 0) {
         None => Ok(()),
-        Some(offset) => Err(SpecError::Nul {
-            field: field(),
-            offset,
-        }),
+        Some(offset) => Err(SpecError::Nul { field, offset }),
     }
 }
 

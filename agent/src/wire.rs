@@ -12,6 +12,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::WindowSize;
@@ -61,6 +62,136 @@ pub struct Hello {
 
 /// The length of a [`Hello`], in bytes.
 pub const HELLO_LEN: usize = MAGIC.len() + 2 + 16;
+
+/// Why bytes are not what the other side should have sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A connection does not begin with a [`Hello`].
+    #[error("not a connection of the agent's: it does not begin with the magic bytes")]
+    Magic,
+    /// A hello of another version.
+    #[error("agent's protocol version {0}; this side speaks {VERSION}")]
+    Version(u8),
+    /// A connection for something unknown.
+    #[error("connection for the unknown purpose {0}")]
+    Purpose(u8),
+    /// A frame that is too long.
+    #[error("frame of {0} bytes; the limit is {MAX_FRAME}")]
+    FrameLength(usize),
+    /// A frame that is no message.
+    #[error("frame that is no message")]
+    Message,
+}
+
+impl Hello {
+    /// As it is sent.
+    pub fn encode(&self) -> [u8; HELLO_LEN] {
+        let mut bytes = [0; HELLO_LEN];
+        let parts = MAGIC
+            .into_iter()
+            .chain([VERSION, self.purpose as u8])
+            .chain(self.key.0);
+        for (byte, part) in bytes.iter_mut().zip(parts) {
+            *byte = part;
+        }
+        bytes
+    }
+
+    /// What [`Hello::encode`] wrote.
+    ///
+    /// # Errors
+    /// They are any other bytes.
+    pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, WireError> {
+        let rest = bytes.strip_prefix(&MAGIC).ok_or(WireError::Magic)?;
+        let ([version, purpose], key) = rest.split_first_chunk().ok_or(WireError::Magic)?;
+        if *version != VERSION {
+            return Err(WireError::Version(*version));
+        }
+        let purpose = match *purpose {
+            0 => Purpose::Control,
+            1 => Purpose::Stream,
+            other => return Err(WireError::Purpose(other)),
+        };
+        let key = key.try_into().map_err(|_| WireError::Magic)?;
+        Ok(Hello {
+            purpose,
+            key: Key(key),
+        })
+    }
+}
+
+/// Bytes of a frame's length.
+const LENGTH_LEN: usize = 4;
+
+/// The frame with `message`, as it is sent.
+///
+/// # Errors
+/// It would be longer than [`MAX_FRAME`].
+pub fn encode_frame<M: Serialize>(message: &M) -> Result<Vec<u8>, WireError> {
+    let mut frame = Vec::from([0; LENGTH_LEN]);
+    frame = postcard::to_extend(message, frame).map_err(|_| WireError::Message)?;
+    let body = frame.len() - LENGTH_LEN;
+    let length = u32::try_from(body)
+        .ok()
+        .filter(|_| body <= MAX_FRAME)
+        .ok_or(WireError::FrameLength(body))?;
+    for (byte, part) in frame.iter_mut().zip(length.to_le_bytes()) {
+        *byte = part;
+    }
+    Ok(frame)
+}
+
+/// The message in a frame's body.
+///
+/// # Errors
+/// There is none, or something follows it.
+pub fn decode_body<M: DeserializeOwned>(body: &[u8]) -> Result<M, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(WireError::Message),
+    }
+}
+
+/// Puts frames together from bytes as they come. It never holds more than one frame.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    /// The beginning of a frame, with its length.
+    frame: Vec<u8>,
+}
+
+impl FrameReader {
+    /// Takes bytes from the front of `bytes` until they are used up, or a frame is complete, whose
+    /// message is returned. To be called again until it returns `None`.
+    ///
+    /// # Errors
+    /// A frame is too long, or is no message. Nothing that follows means anything.
+    pub fn next<M: DeserializeOwned>(&mut self, bytes: &mut &[u8]) -> Result<Option<M>, WireError> {
+        let Some(length) = self.fill(bytes, LENGTH_LEN) else {
+            return Ok(None);
+        };
+        let length = length.first_chunk().ok_or(WireError::Message)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > MAX_FRAME {
+            return Err(WireError::FrameLength(length));
+        }
+        let Some(frame) = self.fill(bytes, LENGTH_LEN + length) else {
+            return Ok(None);
+        };
+        let message = decode_body(frame.get(LENGTH_LEN..).unwrap_or_default());
+        self.frame = Vec::new();
+        message.map(Some)
+    }
+
+    /// The first `len` bytes of the frame, if they have come.
+    fn fill(&mut self, bytes: &mut &[u8], len: usize) -> Option<&[u8]> {
+        let missing = len.saturating_sub(self.frame.len()).min(bytes.len());
+        if let Some((taken, rest)) = bytes.split_at_checked(missing) {
+            self.frame.extend_from_slice(taken);
+            *bytes = rest;
+        }
+        self.frame.get(..len)
+    }
+}
 
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,3 +358,6 @@ pub struct ProcessInfo {
     /// Its command line, or its name in brackets; at most 256 bytes, without control characters.
     pub command: String,
 }
+
+#[cfg(test)]
+mod tests;

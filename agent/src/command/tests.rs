@@ -1,24 +1,23 @@
 use super::*;
-use crate::spec::{FsType, Mount, WindowSize};
+use crate::spec::WindowSize;
+use crate::wire::Program;
 
-fn spec(env: &[&str]) -> GuestSpec {
-    GuestSpec {
-        hostname: "yard".into(),
-        root: Mount {
-            device: "/dev/vda".into(),
-            fs: FsType::Erofs,
-        },
-        disk: None,
-        keep_disk: false,
-        command: Vec::new(),
+fn process(env: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        program: Program::Command(Vec::new()),
         env: env
             .iter()
             .map(|variable| variable.as_bytes().to_vec())
             .collect(),
         workdir: Vec::new(),
+        user: String::new(),
         terminal: None,
-        stdin_open: false,
+        limits: Vec::new(),
     }
+}
+
+fn environment(process: &ProcessSpec) -> Vec<Vec<u8>> {
+    super::environment(process, "yard", b"/root")
 }
 
 fn shown(env: &[Vec<u8>]) -> Vec<&str> {
@@ -44,25 +43,25 @@ fn verdict(name: &str, errors: &[i32], exists: bool) -> (u8, String) {
 #[test]
 fn an_empty_environment_gets_the_defaults() {
     let path = format!("PATH={}", str::from_utf8(DEFAULT_PATH).unwrap());
-    let env = environment(&spec(&[]));
+    let env = environment(&process(&[]));
     assert_eq!(shown(&env), [path.as_str(), "HOME=/root", "HOSTNAME=yard"]);
 }
 
 #[test]
 fn a_terminal_is_named_only_where_there_is_one() {
-    let mut spec = spec(&["PATH=/bin", "HOME=/", "HOSTNAME=x"]);
-    assert_eq!(variable(&environment(&spec), b"TERM"), None);
-    spec.terminal = Some(WindowSize { rows: 1, cols: 1 });
+    let mut process = process(&["PATH=/bin", "HOME=/", "HOSTNAME=x"]);
+    assert_eq!(variable(&environment(&process), b"TERM"), None);
+    process.terminal = Some(WindowSize { rows: 1, cols: 1 });
     assert_eq!(
-        variable(&environment(&spec), b"TERM"),
+        variable(&environment(&process), b"TERM"),
         Some(b"linux".as_slice())
     );
 }
 
 #[test]
 fn given_variables_replace_the_defaults_and_later_ones_the_earlier() {
-    let spec = spec(&["A=1", "PATH=/bin", "A=2", "HOME=", "PATHS=x", "HOSTNAME=z"]);
-    let env = environment(&spec);
+    let process = process(&["A=1", "PATH=/bin", "A=2", "HOME=", "PATHS=x", "HOSTNAME=z"]);
+    let env = environment(&process);
     assert_eq!(
         shown(&env),
         ["A=2", "PATH=/bin", "HOME=", "PATHS=x", "HOSTNAME=z"]

@@ -1,5 +1,6 @@
 //! The end of the guest: nothing that was written is lost, and the host learns how it went.
 
+use casita_agent::spec::GuestSpec;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat, sync};
 use rustix::io::{Errno, write};
@@ -8,28 +9,26 @@ use rustix::mount::{
     fsconfig_set_flag, fsmount, fsopen, fspick,
 };
 use rustix::system::{RebootCommand, reboot};
-use rustix::termios::{Action, tcdrain, tcflow};
 
-use crate::{mounts, stamp, sys, terminal};
+use crate::{mounts, stamp, sys};
 
 /// How often the disk is asked to become read-only while the last file is being closed, and the
 /// milliseconds between.
 const BUSY_ATTEMPTS: u32 = 20;
 const BUSY_PAUSE: u32 = 5;
 
-/// Ends the machine with the exit status `status`, after the volumes were written back, and the
-/// disk in `initramfs` if there is one to be kept.
-pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, keep_disk: bool) -> ! {
-    // A person may have stopped the output with ^S; it would not be drained then.
-    let _ = tcflow(terminal::console(), Action::OOn);
-    let _ = tcdrain(terminal::console());
+/// Ends the machine with the exit status `status`, after what is to be kept was written back: the
+/// disk in `initramfs`, and volumes.
+pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, spec: Option<&GuestSpec>) -> ! {
+    // Without a spec nobody knows whether the disk is to be kept.
+    let keep_disk = spec.is_none_or(|spec| spec.keep_disk);
     if let Some(initramfs) = initramfs {
         for index in 0..mounts::kept() {
-            make_read_only(initramfs, mounts::place(index).as_str());
+            write_back(initramfs, &mounts::place(index));
         }
         if keep_disk {
             sync();
-            make_read_only(initramfs, "disk");
+            write_back(initramfs, "disk");
         }
     }
     let _ = silence_kernel();
@@ -44,25 +43,25 @@ pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, keep_disk: bool) -> !
 
 /// Writes the file system at `path` back, its journal too, so that the next start need not replay
 /// it. It is the file system that becomes read-only, wherever the guest has mounted it.
-fn make_read_only(initramfs: &OwnedFd, path: &str) {
-    let mut result = try_to_make_read_only(initramfs, path);
+fn write_back(initramfs: &OwnedFd, path: &str) {
+    let mut result = make_read_only(initramfs, path);
     for _ in 0..BUSY_ATTEMPTS {
         if result != Err(Errno::BUSY) {
             break;
         }
         sys::sleep(BUSY_PAUSE);
-        result = try_to_make_read_only(initramfs, path);
+        result = make_read_only(initramfs, path);
     }
 }
 
-fn try_to_make_read_only(initramfs: &OwnedFd, path: &str) -> Result<(), Errno> {
+fn make_read_only(initramfs: &OwnedFd, path: &str) -> Result<(), Errno> {
     let disk = fspick(initramfs, path, FsPickFlags::FSPICK_CLOEXEC)?;
     fsconfig_set_flag(&disk, "ro")?;
     fsconfig_reconfigure(&disk)
 }
 
-/// Keeps the kernel's farewell ("reboot: Power down") off the console, which carries the
-/// command's output. It takes a /proc of its own, for the guest's may be gone or not yet there.
+/// Keeps the kernel's farewell ("reboot: Power down") off the console. It takes a /proc of its
+/// own, for the guest's may be gone or not yet there.
 fn silence_kernel() -> Result<(), Errno> {
     let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&proc)?;

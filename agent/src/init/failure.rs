@@ -1,4 +1,4 @@
-//! Why there is no command to run, as one line on the console.
+//! Why something could not be done, as one line for people.
 
 use alloc::string::{String, ToString};
 use core::fmt::Display;
@@ -6,9 +6,9 @@ use core::fmt::Display;
 use casita_agent::errno;
 use rustix::io::Errno;
 
-use crate::terminal;
+use crate::console;
 
-/// What went wrong, for people.
+/// What went wrong.
 #[derive(Clone)]
 pub(crate) struct Failure(String);
 
@@ -23,13 +23,13 @@ impl Failure {
         Failure(alloc::format!("{what}: {errno}"))
     }
 
-    /// Writes the line to the console. Nobody could be told if that failed.
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// Writes the line to the console.
     pub(crate) fn print(&self) {
-        let line = alloc::format!("casita: {}\n", self.0);
-        let mut rest = line.as_bytes();
-        while let Ok(written @ 1..) = rustix::io::write(terminal::console(), rest) {
-            rest = rest.get(written..).unwrap_or_default();
-        }
+        console::print(&alloc::format!("casita: {}\n", self.0));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The few system calls that rustix leaves to a libc: making processes, executing programs,
-//! waiting for signals, and permission for I/O ports.
+//! The few system calls that rustix leaves to a libc or does not have: making processes, executing
+//! programs, signals, vsock addresses, and permission for I/O ports.
 #![allow(unsafe_code, reason = "system calls are made in assembly here")]
 
 use alloc::ffi::CString;
@@ -8,28 +8,40 @@ use core::arch::asm;
 use core::ffi::CStr;
 use core::ptr;
 
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::AddressFamily;
 use rustix::process::{Pid, Signal};
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 const RT_SIGPROCMASK: usize = 14;
 const IOCTL: usize = 16;
+const CONNECT: usize = 42;
+const SETSOCKOPT: usize = 54;
 const FORK: usize = 57;
 const EXECVE: usize = 59;
+const KILL: usize = 62;
 const RT_SIGTIMEDWAIT: usize = 128;
+const SETRLIMIT: usize = 160;
 const IOPERM: usize = 173;
+const CLOCK_GETTIME: usize = 228;
 const EXIT_GROUP: usize = 231;
+const SIGNALFD4: usize = 289;
+const DUP3: usize = 292;
+const CLOSE_RANGE: usize = 436;
 
 /// The system call `number`; unused arguments are zero.
 ///
 /// # Safety
 /// As the call's own.
-unsafe fn syscall(number: usize, [a, b, c, d]: [usize; 4]) -> Result<usize, Errno> {
+#[allow(clippy::many_single_char_names, reason = "registers have longer names")]
+unsafe fn syscall(number: usize, [a, b, c, d, e]: [usize; 5]) -> Result<usize, Errno> {
     let result: isize;
     // SAFETY: the kernel preserves all registers but these; memory is the caller's concern.
     unsafe {
         asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
-            in("r10") d, lateout("rcx") _, lateout("r11") _, options(nostack));
+            in("r10") d, in("r8") e, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     match result {
         0.. => Ok(result.unsigned_abs()),
@@ -40,7 +52,7 @@ unsafe fn syscall(number: usize, [a, b, c, d]: [usize; 4]) -> Result<usize, Errn
 /// Makes a copy of this process; `None` in the copy.
 pub(crate) fn fork() -> Result<Option<Pid>, Errno> {
     // SAFETY: the process has one thread, so its copy is complete.
-    let pid = unsafe { syscall(FORK, [0; 4])? };
+    let pid = unsafe { syscall(FORK, [0; 5])? };
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
 }
 
@@ -48,7 +60,7 @@ pub(crate) fn fork() -> Result<Option<Pid>, Errno> {
 pub(crate) fn exit(status: u8) -> ! {
     loop {
         // SAFETY: touches no memory, and does not return.
-        let _ = unsafe { syscall(EXIT_GROUP, [status.into(), 0, 0, 0]) };
+        let _ = unsafe { syscall(EXIT_GROUP, [status.into(), 0, 0, 0, 0]) };
     }
 }
 
@@ -85,6 +97,7 @@ pub(crate) fn execve(path: &CStr, arguments: &Strings, environment: &Strings) ->
         arguments.pointers.as_ptr().addr(),
         environment.pointers.as_ptr().addr(),
         0,
+        0,
     ];
     // SAFETY: a C string and two arrays of such, each ending with a null pointer.
     match unsafe { syscall(EXECVE, arguments) } {
@@ -110,7 +123,7 @@ impl SignalSet {
     }
 }
 
-/// From now on exactly the signals in `set` are held back until they are waited for.
+/// From now on exactly the signals in `set` are held back until they are read.
 pub(crate) fn block_signals(set: SignalSet) {
     const SIG_SETMASK: usize = 2;
     let arguments = [
@@ -118,48 +131,161 @@ pub(crate) fn block_signals(set: SignalSet) {
         (&raw const set).addr(),
         0,
         size_of::<SignalSet>(),
+        0,
     ];
-    // SAFETY: `set` is as large as the last argument says, and is only read.
+    // SAFETY: `set` is as large as the fourth argument says, and is only read.
     let _ = unsafe { syscall(RT_SIGPROCMASK, arguments) };
 }
 
-/// Waits for one of the signals in `set`, which are blocked, for at most `milliseconds`. `None`
-/// when none came.
-pub(crate) fn wait_for_signal(set: SignalSet, milliseconds: Option<u32>) -> Option<Signal> {
-    let timeout = milliseconds.map(|milliseconds| {
-        let milliseconds = u64::from(milliseconds);
-        [milliseconds / 1000, milliseconds % 1000 * 1_000_000]
-    });
-    let timeout = timeout
-        .as_ref()
-        .map_or(0, |timeout| ptr::from_ref(timeout).addr());
-    let arguments = [(&raw const set).addr(), 0, timeout, size_of::<SignalSet>()];
-    // SAFETY: `set` is as large as the last argument says, `timeout` is null or a timespec.
-    let signal = unsafe { syscall(RT_SIGTIMEDWAIT, arguments) };
-    i32::try_from(signal.ok()?)
-        .ok()
-        .and_then(Signal::from_named_raw)
+/// A descriptor from which the signals in `set`, which are blocked, are read.
+pub(crate) fn signalfd(set: SignalSet) -> Result<OwnedFd, Errno> {
+    let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as usize;
+    let arguments = [
+        usize::MAX,
+        (&raw const set).addr(),
+        size_of::<SignalSet>(),
+        flags,
+        0,
+    ];
+    // SAFETY: `set` is as large as the third argument says, and is only read.
+    let fd = unsafe { syscall(SIGNALFD4, arguments)? };
+    let fd = i32::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends `signal` to the process `pid`, or to the group `-pid`, or with -1 to all but this one.
+pub(crate) fn kill(pid: i32, signal: u8) -> Result<(), Errno> {
+    let pid = (pid as isize).cast_unsigned();
+    // SAFETY: touches no memory.
+    unsafe { syscall(KILL, [pid, signal.into(), 0, 0, 0]) }.map(drop)
 }
 
 /// Does nothing for `milliseconds`.
 pub(crate) fn sleep(milliseconds: u32) {
-    wait_for_signal(SignalSet::EMPTY, Some(milliseconds));
+    let milliseconds = u64::from(milliseconds);
+    let timeout = [milliseconds / 1000, milliseconds % 1000 * 1_000_000];
+    let none = SignalSet::EMPTY;
+    let arguments = [
+        (&raw const none).addr(),
+        0,
+        (&raw const timeout).addr(),
+        size_of::<SignalSet>(),
+        0,
+    ];
+    // SAFETY: the set is as large as the fourth argument says, the timeout is a timespec.
+    let _ = unsafe { syscall(RT_SIGTIMEDWAIT, arguments) };
+}
+
+/// Milliseconds since the machine's start.
+pub(crate) fn now() -> u64 {
+    const CLOCK_MONOTONIC: usize = 1;
+    let mut time = [0_u64; 2];
+    // SAFETY: `time` is a timespec.
+    let _ = unsafe {
+        syscall(
+            CLOCK_GETTIME,
+            [CLOCK_MONOTONIC, (&raw mut time).addr(), 0, 0, 0],
+        )
+    };
+    let [seconds, nanoseconds] = time;
+    seconds * 1000 + nanoseconds / 1_000_000
+}
+
+/// Limits what this process may use, setrlimit(2).
+pub(crate) fn set_limit(resource: u8, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = [soft, hard];
+    let arguments = [resource.into(), (&raw const limit).addr(), 0, 0, 0];
+    // SAFETY: `limit` is a struct rlimit, which is only read.
+    unsafe { syscall(SETRLIMIT, arguments) }.map(drop)
+}
+
+/// Makes `new` another number of the file `old`, which a new program does not get.
+pub(crate) fn duplicate_to(old: BorrowedFd<'_>, new: u16) -> Result<(), Errno> {
+    if old.as_raw_fd() == i32::from(new) {
+        return Ok(());
+    }
+    let arguments = [
+        number(old),
+        new.into(),
+        OFlags::CLOEXEC.bits() as usize,
+        0,
+        0,
+    ];
+    // SAFETY: touches no memory. The caller owns what `new` was.
+    unsafe { syscall(DUP3, arguments) }.map(drop)
+}
+
+/// Closes all files from the number `first` on. Only for a process that uses none of them again,
+/// not even to close it.
+pub(crate) fn close_from(first: u16) {
+    let arguments = [first.into(), u32::MAX as usize, 0, 0, 0];
+    // SAFETY: touches no memory; the caller vouches for the rest.
+    let _ = unsafe { syscall(CLOSE_RANGE, arguments) };
+}
+
+/// Connects `socket` to the port `port` of the machine `cid`, vsock(7).
+pub(crate) fn connect_vsock(socket: BorrowedFd<'_>, cid: u32, port: u32) -> Result<(), Errno> {
+    /// `struct sockaddr_vm` of `linux/vm_sockets.h`.
+    #[repr(C)]
+    struct Address {
+        family: u16,
+        _reserved: u16,
+        port: u32,
+        cid: u32,
+        _rest: [u8; 4],
+    }
+    let address = Address {
+        family: AddressFamily::VSOCK.as_raw(),
+        _reserved: 0,
+        port,
+        cid,
+        _rest: [0; 4],
+    };
+    let arguments = [
+        number(socket),
+        (&raw const address).addr(),
+        size_of::<Address>(),
+        0,
+        0,
+    ];
+    // SAFETY: the address is as long as the third argument says, and is only read.
+    unsafe { syscall(CONNECT, arguments) }.map(drop)
+}
+
+/// Sets how long `socket` tries to connect.
+pub(crate) fn set_vsock_timeout(socket: BorrowedFd<'_>, seconds: u64) -> Result<(), Errno> {
+    const SO_VM_SOCKETS_CONNECT_TIMEOUT: usize = 6;
+    let time = [seconds, 0];
+    let arguments = [
+        number(socket),
+        AddressFamily::VSOCK.as_raw().into(),
+        SO_VM_SOCKETS_CONNECT_TIMEOUT,
+        (&raw const time).addr(),
+        size_of_val(&time),
+    ];
+    // SAFETY: a timeval of 64-bit numbers, which is only read.
+    unsafe { syscall(SETSOCKOPT, arguments) }.map(drop)
+}
+
+/// A descriptor as an argument.
+fn number(fd: BorrowedFd<'_>) -> usize {
+    usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX)
 }
 
 /// Takes or drops the permission to use `count` I/O ports from `first` on.
 pub(crate) fn ioperm(first: u16, count: u16, permitted: bool) -> Result<(), Errno> {
-    let arguments = [first.into(), count.into(), permitted.into(), 0];
+    let arguments = [first.into(), count.into(), permitted.into(), 0, 0];
     // SAFETY: touches no memory.
     unsafe { syscall(IOPERM, arguments) }.map(drop)
 }
 
 /// Sets the flags of the network interface `name` (netdevice(7), `SIOCSIFFLAGS`).
 pub(crate) fn set_interface_flags(
-    socket: rustix::fd::BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
     name: [u8; 16],
     flags: u16,
 ) -> Result<(), Errno> {
-    use rustix::fd::AsRawFd;
     const SIOCSIFFLAGS: usize = 0x8914;
     /// `struct ifreq` of `linux/if.h`, 40 bytes.
     #[repr(C)]
@@ -173,12 +299,12 @@ pub(crate) fn set_interface_flags(
         flags,
         _rest: [0; 22],
     };
-    let socket = usize::try_from(socket.as_raw_fd()).unwrap_or(usize::MAX);
+    let socket = number(socket);
     // SAFETY: a whole ifreq, which this request only reads.
     unsafe {
         syscall(
             IOCTL,
-            [socket, SIOCSIFFLAGS, (&raw const request).addr(), 0],
+            [socket, SIOCSIFFLAGS, (&raw const request).addr(), 0, 0],
         )
     }
     .map(drop)

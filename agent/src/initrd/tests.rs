@@ -2,6 +2,7 @@ use std::process::{Command, Stdio};
 
 use super::*;
 use crate::spec::{FsType, Mount};
+use crate::wire::Key;
 
 fn spec() -> GuestSpec {
     GuestSpec {
@@ -12,11 +13,8 @@ fn spec() -> GuestSpec {
         },
         disk: None,
         keep_disk: false,
-        command: vec![b"true".to_vec()],
-        env: Vec::new(),
-        workdir: Vec::new(),
-        terminal: None,
-        stdin_open: false,
+        key: Key([1; 16]),
+        mounts: Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-use proptest::collection::vec;
+use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -16,16 +16,17 @@ fn spec() -> GuestSpec {
             fs: FsType::Ext4,
         }),
         keep_disk: true,
-        command: vec![b"echo".to_vec(), b"\xff".to_vec()],
-        env: vec![b"A=b=c".to_vec()],
-        workdir: b"/srv".to_vec(),
-        terminal: Some(WindowSize { rows: 24, cols: 80 }),
-        stdin_open: true,
+        key: Key([7; 16]),
+        mounts: vec![volume("/data")],
     }
 }
 
-fn string() -> impl Strategy<Value = Vec<u8>> {
-    vec(1..=255_u8, 0..20)
+fn volume(target: &str) -> GuestMount {
+    GuestMount::Volume {
+        device: "/dev/vdc".into(),
+        target: target.into(),
+        read_only: true,
+    }
 }
 
 prop_compose! {
@@ -40,22 +41,16 @@ prop_compose! {
         ],
         disk in option::of("/[^\0]{0,20}"),
         keep_disk in any::<bool>(),
-        command in vec(string(), 0..5),
-        env in vec((vec(b'A'..=b'Z', 1..5), string()), 0..5),
-        workdir in option::of(string()),
-        terminal in option::of((any::<u16>(), any::<u16>())),
-        stdin_open in any::<bool>(),
+        key in any::<[u8; 16]>(),
+        targets in btree_set("/[a-z]{1,20}", 0..5),
     ) -> GuestSpec {
         GuestSpec {
             hostname,
             root: Mount { device, fs },
             disk: disk.map(|device| Mount { device, fs: FsType::Ext4 }),
             keep_disk,
-            command,
-            env: env.iter().map(|(name, value)| [name, b"=".as_slice(), value].concat()).collect(),
-            workdir: workdir.map_or_else(Vec::new, |dir| [b"/", dir.as_slice()].concat()),
-            terminal: terminal.map(|(rows, cols)| WindowSize { rows, cols }),
-            stdin_open,
+            key: Key(key),
+            mounts: targets.iter().map(|target| volume(target)).collect(),
         }
     }
 }
@@ -119,27 +114,20 @@ fn a_length_beyond_the_limit_is_refused_before_the_body_is_read() {
 }
 
 #[test]
-fn a_command_beyond_the_limit_is_refused() {
+fn a_spec_beyond_the_limit_is_refused() {
     let mut spec = spec();
-    spec.command.push(vec![b'x'; MAX_BODY_LEN]);
+    spec.root.device = format!("/{}", "x".repeat(MAX_BODY_LEN));
     assert!(matches!(encode(&spec), Err(SpecError::TooLong(len)) if len > MAX_BODY_LEN));
 }
 
 #[test]
 fn a_nul_is_refused_and_named() {
-    let nul = |change: fn(&mut GuestSpec)| {
-        let mut spec = spec();
-        change(&mut spec);
-        encode(&spec).unwrap_err().to_string()
-    };
+    let mut spec = spec();
+    spec.root.device = "/dev\0".into();
     assert_eq!(
-        nul(|spec| spec.command[1] = b"a\0".to_vec()),
-        "argument 1 has a NUL byte at offset 1; leave it out"
+        encode(&spec).unwrap_err().to_string(),
+        "device has a NUL byte at offset 4; leave it out"
     );
-    assert!(nul(|spec| spec.command[0] = b"\0".to_vec()).starts_with("command has a NUL"));
-    assert!(nul(|spec| spec.env[0] = b"A=\0".to_vec()).contains("environment variable \"A=\\0\""));
-    assert!(nul(|spec| spec.workdir = b"/\0".to_vec()).starts_with("working directory has"));
-    assert!(nul(|spec| spec.root.device = "/dev\0".into()).starts_with("device has"));
 }
 
 #[test]
@@ -152,22 +140,20 @@ fn a_hostname_that_would_add_to_a_file_is_refused() {
 }
 
 #[test]
-fn a_variable_without_a_name_or_value_is_refused() {
-    for variable in ["", "A", "=b"] {
-        let mut spec = spec();
-        spec.env = vec![variable.into()];
-        assert_eq!(encode(&spec), Err(SpecError::Variable(variable.into())));
-    }
-}
-
-#[test]
-fn relative_paths_are_refused() {
-    let mut relative = spec();
-    relative.workdir = b"srv".to_vec();
-    assert_eq!(encode(&relative), Err(SpecError::Workdir("srv".into())));
+fn a_relative_device_is_refused() {
     let mut relative = spec();
     relative.root.device = "vda".into();
     assert_eq!(encode(&relative), Err(SpecError::Device("vda".into())));
+}
+
+#[test]
+fn mounts_are_checked() {
+    let mut relative = spec();
+    relative.mounts = vec![volume("data")];
+    assert_eq!(
+        encode(&relative),
+        Err(SpecError::Mount(MountError::Relative("data".into())))
+    );
 }
 
 #[test]
@@ -179,9 +165,10 @@ fn a_disk_that_cannot_be_written_is_refused() {
 
 /// Host and agent are built together, but a change of the layout should be seen.
 #[test]
-fn the_layout_is_the_one_of_version_2() {
-    let expected = b"CASITA\0\x01\x02\0\x33\0\0\0\
+fn the_layout_is_the_one_of_version_3() {
+    let expected = b"CASITA\0\x01\x03\0\x3d\0\0\0\
         \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\x01\
-        \x02\x04echo\x01\xff\x01\x05A=b=c\x04/srv\x01\x18\x50\x01";
+        \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+        \x01\0\x08/dev/vdc\x05/data\x01";
     assert_eq!(encode(&spec()).unwrap(), expected);
 }
