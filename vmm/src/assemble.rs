@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use casita_agent::spec::SpecError;
+use casita_agent::wire::Key;
 use casita_boot::{BootError, CmdlineError, EntryState, LayoutError, MemoryLayout};
 use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError};
@@ -38,6 +39,7 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
+use crate::volume::{Attach, VolumeError};
 use crate::{doctor, guest, platform};
 use board::{VirtioBoard, make_keyboard, make_ports, make_serial, make_stamps};
 use boot::Boot;
@@ -92,6 +94,8 @@ pub enum AssembleError {
     Rootfs(#[from] RootfsError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
     #[error(transparent)]
@@ -148,7 +152,7 @@ pub fn assemble(
 
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
-    let agent_initrd = files.agent_initrd(config, around.console)?;
+    let agent_initrd = files.agent_initrd(config, Key([0; 16]))?;
     let cmdline = guest::cmdline(config, files.root.is_some())?;
     stats.stage("files-opened", monotonic_ns());
 
@@ -167,6 +171,21 @@ pub fn assemble(
     }
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
+    }
+    for mount in files.mounts {
+        match mount.attach {
+            Attach::VolumeDisk {
+                name,
+                disk,
+                read_only,
+            } => {
+                let device = board::volume_device(disk, &name, read_only)?;
+                virtio.plug_in_disk(&name, device)?;
+            }
+            // The guest's own memory.
+            Attach::Tmpfs { .. } => {}
+            Attach::Share { .. } => {}
+        }
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     if let Some(path) = &config.vsock {
@@ -197,6 +216,9 @@ pub fn assemble(
 
     if let Some(file) = new_disk {
         file.keep();
+    }
+    if let Some(volumes) = files.new_volumes {
+        volumes.keep();
     }
     Ok(Machine {
         vcpus,

@@ -2,11 +2,12 @@
 
 use casita_agent::initrd;
 use casita_agent::spec::{FsType, GuestSpec, Mount, SpecError};
+use casita_agent::wire::Key;
 use casita_boot::{Cmdline, CmdlineError};
 
 use crate::config::{BootMode, MachineConfig};
-use crate::console::Console;
 use crate::disk::Disk;
+use crate::volume::{PlannedMount, guest_mounts};
 
 /// The agent's program, built by `build.rs`.
 static AGENT: &[u8] = include_bytes!(env!("CASITA_AGENT"));
@@ -50,21 +51,18 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
     Ok(line)
 }
 
-/// The initrd with the agent and its spec: the command of `config` on a root image of type
-/// `root`, at `console`.
+/// The initrd with the agent and its spec: a guest as `config` says on a root image of type
+/// `root`, with `mounts` beside that and an agent that shows `key`.
 ///
 /// # Errors
 /// If a name or an argument can't be given to a guest.
 pub fn agent_initrd(
     config: &MachineConfig,
+    key: Key,
     root: FsType,
     disk: Option<&Disk>,
-    console: Console,
+    mounts: &[PlannedMount],
 ) -> Result<Vec<u8>, SpecError> {
-    let mut env = Vec::new();
-    if let (Console::Terminal(_), Some(term)) = (console, std::env::var_os("TERM")) {
-        env.push([b"TERM=", term.as_encoded_bytes()].concat());
-    }
     let spec = GuestSpec {
         hostname: config.name.clone().unwrap_or_else(|| "casita".to_owned()),
         root: Mount {
@@ -76,18 +74,8 @@ pub fn agent_initrd(
             fs: FsType::Ext4,
         }),
         keep_disk: disk.is_some_and(|disk| disk.kept),
-        command: config
-            .command
-            .iter()
-            .map(|word| word.clone().into_bytes())
-            .collect(),
-        env,
-        workdir: Vec::new(),
-        terminal: match console {
-            Console::Terminal(size) => Some(size),
-            Console::Stream | Console::OutputOnly => None,
-        },
-        stdin_open: console != Console::OutputOnly,
+        key,
+        mounts: guest_mounts(mounts, 1 + u8::from(disk.is_some())),
     };
     initrd::build(AGENT, &spec)
 }
@@ -127,16 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn a_nul_in_the_command_line_or_in_an_argument_is_refused() {
+    fn a_nul_in_the_command_line_is_refused() {
         let config = MachineConfig {
             cmdline: Some("a\0b".to_owned()),
             ..MachineConfig::default()
         };
         assert!(cmdline(&config, true).is_err());
-        let config = MachineConfig {
-            command: vec!["a\0b".to_owned()],
-            ..MachineConfig::default()
-        };
-        assert!(agent_initrd(&config, FsType::Erofs, None, Console::Stream).is_err());
     }
 }

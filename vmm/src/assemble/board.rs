@@ -29,6 +29,9 @@ use crate::machine::{Event, EventSender, Keyboard};
 use crate::platform::{self, POWER};
 use crate::rootfs::RootImage;
 
+/// The longest serial number of a disk, in bytes (virtio 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID`).
+const SERIAL_LEN: usize = 20;
+
 pub(super) fn root_device(root: RootImage) -> Result<Block, BlockError> {
     let config = BlockConfig {
         read_only: true,
@@ -43,6 +46,17 @@ pub(super) fn disk_device(disk: Disk) -> Result<Block, BlockError> {
         serial: "disk".to_owned(),
         // On a thread of its own a write into the page cache costs half: it needs no helper of the
         // ring's, and nobody else waits while it is copied.
+        dedicated_thread: true,
+        ..BlockConfig::default()
+    };
+    Block::new(disk.file, &disk.path, &config)
+}
+
+/// A volume's disk. Its serial number is the volume's name, as far as it fits.
+pub(super) fn volume_device(disk: Disk, name: &str, read_only: bool) -> Result<Block, BlockError> {
+    let config = BlockConfig {
+        read_only,
+        serial: name.chars().take(SERIAL_LEN).collect(),
         dedicated_thread: true,
         ..BlockConfig::default()
     };

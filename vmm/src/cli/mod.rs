@@ -29,18 +29,27 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Global {
-    /// Say more: causes of errors, what is done; twice for details
-    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
+    /// Say more: causes of errors, what is done; twice for details. As `-v` before the command
+    #[arg(long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say nothing but errors
-    #[arg(
-        short,
-        long,
-        global = true,
-        display_order = 101,
-        conflicts_with = "verbose"
-    )]
+    /// Say nothing but errors. As `-q` before the command
+    #[arg(long, global = true, display_order = 101, conflicts_with = "verbose")]
     quiet: bool,
+    // Behind a command these letters can mean something else, as with Docker.
+    #[arg(short = 'v', hide = true, action = clap::ArgAction::Count)]
+    verbose_letter: u8,
+    #[arg(short = 'q', hide = true, conflicts_with_all = ["verbose", "verbose_letter"])]
+    quiet_letter: bool,
+}
+
+impl Global {
+    fn verbosity(self) -> u8 {
+        self.verbose.saturating_add(self.verbose_letter)
+    }
+
+    fn is_quiet(self) -> bool {
+        self.quiet || self.quiet_letter
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,7 +85,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        report(&*error, cli.global.verbose > 0);
+        report(&*error, cli.global.verbosity() > 0);
         EXIT_CASITA.into()
     })
 }
@@ -169,13 +178,13 @@ impl log::Log for StderrLog {
 }
 
 fn init_log(global: Global) {
-    let level = match (global.quiet, global.verbose) {
+    let level = match (global.is_quiet(), global.verbosity()) {
         (true, _) => LevelFilter::Error,
         (false, 0) => LevelFilter::Warn,
         (false, 1) => LevelFilter::Info,
         (false, _) => LevelFilter::Debug,
     };
-    progress::set_quiet(global.quiet);
+    progress::set_quiet(global.is_quiet());
     if log::set_logger(&StderrLog).is_ok() {
         log::set_max_level(level);
     }
