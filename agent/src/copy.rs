@@ -18,7 +18,7 @@ use crate::tar::{BLOCK, TarError};
 mod pack;
 mod unpack;
 
-pub use pack::pack;
+pub use pack::{Pack, pack};
 pub use unpack::{Top, Unpack, open_directory, unpack};
 
 /// Bytes that are read or written at once.

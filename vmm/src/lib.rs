@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod cp;
 pub mod dirs;
 pub mod disk;
 pub mod doctor;

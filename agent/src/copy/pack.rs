@@ -32,9 +32,19 @@ const KERNELS_OWN: [i64; 9] = [
     0x7363_6673,
 ];
 
-/// Packs the file or directory at `source` into `out`, under `name`, and ends the archive. Empty
-/// for its content alone, as `.`. With `owners` it is told whose each file is, and its extended
-/// attributes; without, all of it is root's.
+/// What goes into an archive.
+#[derive(Debug, Clone, Copy)]
+pub struct Pack<'a> {
+    /// The name of what is packed; `.` if it is empty.
+    pub name: &'a [u8],
+    /// Whether a directory's content is packed without the directory itself.
+    pub content: bool,
+    /// Whether it is told whose each file is, and which extended attributes it has. Without, all
+    /// is root's.
+    pub owners: bool,
+}
+
+/// Packs the file or directory at `source` into `out`, and ends the archive.
 ///
 /// A symbolic link is packed as one, unless a slash follows it. Parts that can't be read, and
 /// those of the kernel's own file systems, are left out; `complain` hears of the former.
@@ -43,8 +53,7 @@ const KERNELS_OWN: [i64; 9] = [
 /// [`CopyError`]: nothing can be packed at all, or the archive not be written.
 pub fn pack(
     source: &[u8],
-    name: &[u8],
-    owners: bool,
+    rules: &Pack<'_>,
     out: BorrowedFd<'_>,
     complain: Complain<'_>,
 ) -> Result<(), CopyError> {
@@ -53,13 +62,12 @@ pub fn pack(
         header: Vec::new(),
         content: vec![0; BUFFER],
         links: BTreeMap::new(),
-        owners,
+        rules: *rules,
         complain,
     };
-    let mut path = if name.is_empty() {
-        b".".to_vec()
-    } else {
-        name.to_vec()
+    let mut path = match rules.name {
+        b"" => b".".to_vec(),
+        name => name.to_vec(),
     };
     packer
         .node(CWD, source, &mut path, 0)
@@ -79,7 +87,7 @@ struct Packer<'a> {
     content: Vec<u8>,
     /// Files with several names, and the one under which they were packed.
     links: BTreeMap<(u64, u64), Vec<u8>>,
-    owners: bool,
+    rules: Pack<'a>,
     complain: Complain<'a>,
 }
 
@@ -172,8 +180,10 @@ impl Packer<'_> {
         let directory =
             openat(parent, name, flags, Mode::empty()).map_err(file_error("open", path))?;
         let stat = fstat(&directory).map_err(file_error("look at", path))?;
-        let xattrs = self.attributes(directory.as_fd(), path);
-        self.entry(&stat, Kind::Directory, path, xattrs)?;
+        if depth > 0 || !self.rules.content {
+            let xattrs = self.attributes(directory.as_fd(), path);
+            self.entry(&stat, Kind::Directory, path, xattrs)?;
+        }
         if depth >= MAX_DEPTH {
             (self.complain)(CopyError::Deep(lossy(path)));
             return Ok(());
@@ -231,7 +241,7 @@ impl Packer<'_> {
             Kind::File => u64::try_from(stat.st_size).unwrap_or_default(),
             _ => 0,
         };
-        let (uid, gid) = if self.owners {
+        let (uid, gid) = if self.rules.owners {
             (stat.st_uid, stat.st_gid)
         } else {
             (0, 0)
@@ -257,7 +267,7 @@ impl Packer<'_> {
     /// A file's extended attributes; none if its file system has none.
     fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut found = Vec::new();
-        if !self.owners {
+        if !self.rules.owners {
             return found;
         }
         // The most that Linux has: XATTR_LIST_MAX and XATTR_SIZE_MAX.

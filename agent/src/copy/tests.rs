@@ -76,10 +76,13 @@ fn unpack_into(
 fn pack_all(source: &Path, name: &str) -> fs::File {
     let mut out = tempfile::tempfile().unwrap();
     let path = source.as_os_str().as_encoded_bytes();
-    pack(path, name.as_bytes(), true, out.as_fd(), &mut |error| {
-        panic!("{error}");
-    })
-    .unwrap();
+    let rules = Pack {
+        name: name.as_bytes(),
+        content: false,
+        owners: true,
+    };
+    let mut complain = |error: CopyError| panic!("{error}");
+    pack(path, &rules, out.as_fd(), &mut complain).unwrap();
     out.rewind().unwrap();
     out
 }
@@ -346,6 +349,38 @@ fn the_first_name_is_replaced_or_left_out() {
 }
 
 #[test]
+fn the_content_of_a_directory_leaves_the_one_that_gets_it_as_it_is() {
+    let world = World::new();
+    fs::set_permissions(world.inside(), fs::Permissions::from_mode(0o711)).unwrap();
+    let mut packed = tempfile::tempfile().unwrap();
+    let source = world.0.path().join("out");
+    let rules = Pack {
+        name: b"",
+        content: true,
+        owners: false,
+    };
+    let path = source.as_os_str().as_encoded_bytes();
+    pack(path, &rules, packed.as_fd(), &mut |_| {}).unwrap();
+    packed.rewind().unwrap();
+    unpack_into(&world.inside(), &packed, &ALL).0.unwrap();
+    assert!(world.inside().join("secret").exists());
+    let mode = || fs::metadata(world.inside()).unwrap().mode() & 0o777;
+    assert_eq!(mode(), 0o711);
+    let rules = Unpack {
+        top: Top::Content,
+        ..ALL
+    };
+    unpack_into(
+        &world.inside(),
+        &archive(&[("d", Kind::Directory, b"")]),
+        &rules,
+    )
+    .0
+    .unwrap();
+    assert_eq!(mode(), 0o711);
+}
+
+#[test]
 fn an_archive_that_is_cut_off_is_told() {
     let world = World::new();
     let mut whole = Vec::new();
@@ -361,7 +396,12 @@ fn an_archive_that_is_cut_off_is_told() {
 #[test]
 fn what_does_not_exist_can_not_be_packed() {
     let out = tempfile::tempfile().unwrap();
-    let result = pack(b"/does/not/exist", b"x", true, out.as_fd(), &mut |_| {});
+    let rules = Pack {
+        name: b"x",
+        content: false,
+        owners: true,
+    };
+    let result = pack(b"/does/not/exist", &rules, out.as_fd(), &mut |_| {});
     assert_eq!(
         result,
         Err(CopyError::Missing("/does/not/exist".to_string()))

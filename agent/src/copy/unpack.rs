@@ -122,8 +122,9 @@ impl Unpacker<'_> {
         };
         let path = inside(&entry.path, self.rules.top)?;
         let Some((parent, name)) = split(&path) else {
-            // The directory itself.
+            // The directory itself. Who unpacks the content of another into it, keeps it as it is.
             return match entry.kind {
+                Kind::Directory if self.rules.top == Top::Content => Ok(()),
                 Kind::Directory => self.wait(path, entry),
                 _ => Err(CopyError::InTheWay {
                     path: lossy(&entry.path),

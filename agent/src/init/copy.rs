@@ -10,7 +10,7 @@ use rustix::fd::AsFd;
 use rustix::process::geteuid;
 use rustix::stdio::{stderr, stdin, stdout};
 
-use casita_agent::copy::{CopyError, Top, Unpack, open_directory, pack, unpack};
+use casita_agent::copy::{CopyError, Pack, Top, Unpack, open_directory, pack, unpack};
 use casita_agent::tar::EXIT_MISSING;
 
 /// Writes the file or directory at `path` to standard output, under its last name: that of `/a/b`
@@ -23,7 +23,12 @@ pub(crate) fn copy_out(path: &[u8]) -> u8 {
     };
     // SAFETY: the process has a standard output, which is not closed before its end.
     let out = unsafe { stdout() };
-    let result = pack(path, last_name(path), true, out, &mut complain);
+    let rules = Pack {
+        name: last_name(path),
+        content: false,
+        owners: true,
+    };
+    let result = pack(path, &rules, out, &mut complain);
     status(result, left_out)
 }
 

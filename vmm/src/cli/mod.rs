@@ -1,5 +1,6 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
+pub mod cp;
 pub mod doctor;
 pub mod generate;
 pub mod run;
@@ -56,6 +57,8 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Copy files into a running VM or out of one
+    Cp(cp::CpArgs),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
     /// Print shell completions or write man pages
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Cp(args) => cp::cp(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };

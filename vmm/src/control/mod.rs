@@ -10,7 +10,7 @@ pub mod protocol;
 mod server;
 mod socket;
 
-pub use client::{Client, ClientError, Exec, ExecError};
+pub use client::{Client, ClientError, Exec, ExecControl, ExecError};
 pub use server::{ControlServer, ControlTarget, ExecProcess, Refusal, StartedProcess};
 pub use socket::NAME as SOCKET_NAME;
 
