@@ -7,13 +7,12 @@
 mod board;
 mod boot;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use casita_agent::spec::SpecError;
-use casita_agent::wire::Key;
 use casita_boot::{BootError, CmdlineError, EntryState, LayoutError, MemoryLayout};
 use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError};
@@ -24,9 +23,10 @@ use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::TransportError;
 use casita_devices::virtio::vsock::VsockError;
 use kvm_ioctls::{Kvm, VcpuFd};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
-use crate::config::{ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::config::{BootMode, ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::console::Console;
 use crate::dirs::Dirs;
 use crate::disk::{DiskError, NewFile};
@@ -34,6 +34,7 @@ use crate::files::Files;
 use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
+use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
@@ -41,7 +42,7 @@ use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
 use crate::volume::{Attach, VolumeError};
 use crate::{doctor, guest, platform};
-use board::{VirtioBoard, make_keyboard, make_ports, make_serial, make_stamps};
+use board::{VirtioBoard, make_console, make_ports, make_stamps};
 use boot::Boot;
 
 /// Why a machine could not be made. Nothing of it is left.
@@ -107,6 +108,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -119,12 +122,25 @@ pub enum AssembleError {
     Host(&'static str, #[source] io::Error),
 }
 
+/// Called with what happens to the guest's agent, on a thread that may not wait.
+pub type OnAgent = Box<dyn Fn(LinkEvent) + Send + Sync>;
+
+/// What the guest's serial port leads to.
+pub enum ConsoleUse {
+    /// What the user sits at: our own standard streams.
+    Own(Console),
+    /// What is written there is kept, and nothing is typed.
+    Log(Box<dyn Write + Send>),
+}
+
 /// What casita itself is told beside the machine's description.
 pub struct Surroundings<'a> {
     /// Where state is kept.
     pub dirs: &'a Dirs,
-    /// What the user sits at.
-    pub console: Console,
+    /// What the guest's serial port leads to.
+    pub console: ConsoleUse,
+    /// Told of the guest's agent.
+    pub on_agent: OnAgent,
     /// Tells the machine's owner of events.
     pub sender: EventSender,
     /// What the owner is told.
@@ -152,8 +168,12 @@ pub fn assemble(
 
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
-    let agent_initrd = files.agent_initrd(config, Key([0; 16]))?;
+    let key = link::new_key()?;
+    let agent_initrd = files.agent_initrd(config, key)?;
+    let boot_mode = config.boot.unwrap_or_default();
     let cmdline = guest::cmdline(config, files.root.is_some())?;
+    // The programs that were started until here keep the limit that they were given.
+    raise_descriptor_limit();
     stats.stage("files-opened", monotonic_ns());
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
@@ -161,9 +181,8 @@ pub fn assemble(
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
-    let serial = make_serial(&vm)?;
+    let (serial, keyboard) = make_console(&vm, around.console, &around.sender)?;
     let serial_output = serial.start_output(&io.handle())?;
-    let keyboard = make_keyboard(around.console, &around.sender)?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
@@ -188,8 +207,13 @@ pub fn assemble(
         }
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
-    if let Some(path) = &config.vsock {
-        virtio.plug_in(board::vsock_device(path)?)?;
+    let mut link = None;
+    if config.vsock.is_some() || boot_mode == BootMode::Agent {
+        let vsock = board::vsock_device(config.vsock.as_deref())?;
+        if boot_mode == BootMode::Agent {
+            link = Some(AgentLink::listen(&vsock.handle(), key, around.on_agent)?);
+        }
+        virtio.plug_in(Box::new(vsock))?;
     }
     let VirtioBoard {
         mmio,
@@ -233,6 +257,7 @@ pub fn assemble(
             stamps,
             virtio: transports,
             disks,
+            link,
         },
         io,
         vm,
@@ -240,6 +265,15 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// Each process in the guest has several sockets here. Where the limit can't be raised, fewer run.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::debug!("the limit of file descriptors stays as it is: {error}");
+    }
 }
 
 fn spawn_io_thread(sender: &EventSender) -> Result<EventLoop, EventLoopError> {

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
+use crate::process_config::{Period, Signal, Ulimit};
 use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Guest memory when nothing else is said.
@@ -119,8 +120,44 @@ pub struct MachineConfig {
     pub volumes: Vec<VolumeSpec>,
     /// File systems in memory that the guest mounts.
     pub tmpfs: Vec<TmpfsSpec>,
-    /// Command and arguments; none for a shell.
+    /// The image that the root file system comes from.
+    pub image: Option<String>,
+    /// A program that goes before the command, in place of the image's; empty for none.
+    pub entrypoint: Option<String>,
+    /// Command and arguments; none for the image's, or a shell.
     pub command: Vec<String>,
+    /// Variables, as `NAME=value`, or `NAME` for casita's own value.
+    pub env: Vec<String>,
+    /// The command's working directory.
+    pub workdir: Option<String>,
+    /// The command's `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// The guest's hostname; without one its name is it.
+    pub hostname: Option<String>,
+    /// Whether the command reads a terminal.
+    pub interactive: bool,
+    /// Whether the command has a terminal.
+    pub tty: bool,
+    /// How long the VM may run.
+    #[serde(
+        deserialize_with = "from_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub timeout: Option<Period>,
+    /// The signal that asks the command to end.
+    #[serde(
+        deserialize_with = "from_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub stop_signal: Option<Signal>,
+    /// How long the command has after that.
+    #[serde(
+        deserialize_with = "from_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub stop_timeout: Option<Period>,
+    /// The command's resource limits, as `NAME=SOFT[:HARD]`.
+    pub ulimit: Vec<Ulimit>,
 }
 
 /// Why a machine file was refused.
@@ -232,12 +269,30 @@ impl MachineConfig {
             vsock: over.vsock.or(self.vsock),
             volumes: [self.volumes, over.volumes].concat(),
             tmpfs: [self.tmpfs, over.tmpfs].concat(),
+            image: over.image.or(self.image),
+            entrypoint: over.entrypoint.or(self.entrypoint),
             command: if over.command.is_empty() {
                 self.command
             } else {
                 over.command
             },
+            env: [self.env, over.env].concat(),
+            workdir: over.workdir.or(self.workdir),
+            user: over.user.or(self.user),
+            hostname: over.hostname.or(self.hostname),
+            interactive: over.interactive || self.interactive,
+            tty: over.tty || self.tty,
+            timeout: over.timeout.or(self.timeout),
+            stop_signal: over.stop_signal.or(self.stop_signal),
+            stop_timeout: over.stop_timeout.or(self.stop_timeout),
+            ulimit: [self.ulimit, over.ulimit].concat(),
         }
+    }
+
+    /// The guest's hostname.
+    pub fn hostname(&self) -> &str {
+        let own = self.hostname.as_deref().or(self.name.as_deref());
+        own.unwrap_or("casita")
     }
 }
 
@@ -402,6 +457,32 @@ mod tests {
         let config = MachineConfig::read(&path).unwrap();
         assert_eq!(config.kernel.unwrap(), dir.path().join("k/vmlinux"));
         assert_eq!(config.rootfs.unwrap(), Path::new("/abs"));
+    }
+
+    #[test]
+    fn a_record_of_a_machine_says_all_that_the_machine_is() {
+        let config = MachineConfig {
+            kernel: Some("/k".into()),
+            disk: Some("/d.raw,size=64M".parse().unwrap()),
+            memory: Some("64M".parse().unwrap()),
+            cpus: Some(3),
+            boot: Some(BootMode::Agent),
+            volumes: vec!["db:/d:ro".parse().unwrap(), "/x:/y".parse().unwrap()],
+            tmpfs: vec!["/t:size=1M".parse().unwrap()],
+            image: Some("nginx".to_owned()),
+            command: vec!["a".to_owned(), String::new()],
+            env: vec!["A=b=c".to_owned()],
+            tty: true,
+            timeout: Some("1500ms".parse().unwrap()),
+            stop_signal: Some("RTMIN+3".parse().unwrap()),
+            stop_timeout: Some("1m".parse().unwrap()),
+            ulimit: vec!["nofile=1:unlimited".parse().unwrap()],
+            ..MachineConfig::default()
+        };
+        for config in [config, MachineConfig::default()] {
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(read("m.json", &json).unwrap(), config, "{json}");
+        }
     }
 
     #[test]

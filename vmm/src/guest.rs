@@ -22,8 +22,7 @@ const DISK_DEVICE: &str = "/dev/vdb";
 const CONSOLE: &str = "console=ttyS0";
 const PANIC: &str = "panic=-1";
 
-/// For our own boot. Nothing is printed before the command but errors: each byte on the serial port
-/// is an exit. The host's KVM vouches for its clocks, so the kernel need not compare them.
+/// For our own boot. Nothing is printed but errors: each byte on the serial port is an exit. The host's KVM vouches for its clocks, so the kernel need not compare them.
 const AGENT_BOOT: &str = "quiet loglevel=3 tsc=reliable no_timer_check";
 
 /// The kernel's command line for `config`, whose root image is attached if `root` is true.
@@ -55,7 +54,7 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
 /// `root`, with `mounts` beside that and an agent that shows `key`.
 ///
 /// # Errors
-/// If a name or an argument can't be given to a guest.
+/// If the name can't be given to a guest.
 pub fn agent_initrd(
     config: &MachineConfig,
     key: Key,
@@ -64,7 +63,7 @@ pub fn agent_initrd(
     mounts: &[PlannedMount],
 ) -> Result<Vec<u8>, SpecError> {
     let spec = GuestSpec {
-        hostname: config.name.clone().unwrap_or_else(|| "casita".to_owned()),
+        hostname: config.hostname().to_owned(),
         root: Mount {
             device: ROOT_DEVICE.to_owned(),
             fs: root,

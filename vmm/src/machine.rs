@@ -21,6 +21,7 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
+use crate::link::AgentLink;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
 use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
@@ -37,6 +38,8 @@ pub enum Event {
     Signal(i32),
     /// The user typed the console's escape key.
     Escape,
+    /// The guest's agent is gone, and nobody has asked it to go.
+    AgentGone,
     /// Somebody tells the machine to do something.
     Command(Command, Reply),
     /// A vCPU can't go on.
@@ -70,6 +73,9 @@ impl EventSender {
     }
 }
 
+/// How long a guest without its agent, which is its first process, may take to panic.
+const PATIENCE_WITHOUT_AGENT: Duration = Duration::from_secs(1);
+
 /// The two ends of a machine's events.
 pub fn events() -> (EventSender, Receiver<Event>) {
     let (sender, receiver) = sync_channel(EVENTS_WAITING);
@@ -96,6 +102,8 @@ pub enum End {
     Signal(i32),
     /// [`Command::Kill`] did.
     Killed,
+    /// The guest's agent is gone, but not the guest.
+    AgentGone,
     /// It could not go on.
     Failed(Failure),
 }
@@ -175,6 +183,8 @@ pub struct Devices {
     pub virtio: Vec<Arc<MmioTransport>>,
     /// The disks among them, by name.
     pub disks: Vec<(String, Arc<Traffic>)>,
+    /// The guest's agent, if it has one.
+    pub link: Option<AgentLink>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
@@ -199,6 +209,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The guest's agent, if it has one.
+    pub fn link(&self) -> Option<&AgentLink> {
+        self.devices.link.as_ref()
+    }
+
     /// Runs the guest until its end.
     ///
     /// # Errors
@@ -237,9 +252,12 @@ impl Machine {
             let thread = thread.map_err(|source| RunError::Thread { index, source })?;
             running.threads.push(thread);
         }
-        // `self.sender` lives as long as the receiver, so there is always somebody to tell.
-        while let Ok(event) = self.events.recv() {
+        let mut deadline = None;
+        while let Some(event) = self.next_event(deadline) {
             match event {
+                Event::AgentGone => {
+                    deadline.get_or_insert_with(|| Instant::now() + PATIENCE_WITHOUT_AGENT);
+                }
                 Event::ConsoleReady => self.start_input()?,
                 Event::Command(Command::Kill, reply) => {
                     reply.answer(Answer::Done);
@@ -253,7 +271,19 @@ impl Machine {
                 }
             }
         }
-        Ok(End::PowerOff)
+        Ok(End::AgentGone)
+    }
+
+    /// The next event; None if there is none until `deadline`.
+    fn next_event(&self, deadline: Option<Instant>) -> Option<Event> {
+        match deadline {
+            // `self.sender` lives as long as the receiver, so there is always somebody to tell.
+            None => self.events.recv().ok(),
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                self.events.recv_timeout(left).ok()
+            }
+        }
     }
 
     fn obey(&self, command: Command, reply: Reply, running: &Running) {
@@ -341,7 +371,7 @@ impl End {
     /// The end that `event` means, if it means one.
     fn of(event: Event) -> Option<Self> {
         Some(match event {
-            Event::ConsoleReady | Event::Command(..) => return None,
+            Event::ConsoleReady | Event::AgentGone | Event::Command(..) => return None,
             Event::Power(PowerEvent::Off) => Self::PowerOff,
             Event::Power(PowerEvent::Reset) => Self::Reset,
             Event::Signal(number) => Self::Signal(number),

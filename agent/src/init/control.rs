@@ -91,9 +91,9 @@ impl Control {
         Ok(())
     }
 
-    /// The next message of the host's, if there is one and there is room for what it leads to.
+    /// The next message of the host's, if it has sent one.
     pub(crate) fn receive(&mut self) -> Result<Option<HostMessage>, Failure> {
-        while !self.is_full() {
+        loop {
             let mut bytes = self.input.get(self.taken..).unwrap_or_default();
             let message = self.reader.next(&mut bytes);
             self.taken = self.input.len() - bytes.len();
@@ -111,7 +111,6 @@ impl Control {
                 Err(errno) => return Err(errno).doing(lost),
             }
         }
-        Ok(None)
     }
 }
 

@@ -184,16 +184,16 @@ impl<'a> Server<'a> {
     /// Takes what the host says.
     fn listen(&mut self) -> Result<(), Failure> {
         while self.hears {
-            if let Some(message) = self.control.receive()? {
-                self.obey(message);
-                continue;
-            }
-            // It may be that nothing was read for all that waits to be sent.
-            self.control.flush()?;
             if self.control.is_full() {
-                return Ok(());
+                self.control.flush()?;
+                if self.control.is_full() {
+                    return Ok(()); // The host will take some of it.
+                }
             }
-            self.hears = false;
+            match self.control.receive()? {
+                Some(message) => self.obey(message),
+                None => self.hears = false,
+            }
         }
         Ok(())
     }

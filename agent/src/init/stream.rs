@@ -148,7 +148,7 @@ impl Stream {
                 if flags.contains(EventFlags::ERR) && !self.is_terminal =>
             {
                 // Nobody has the pipe's other end any more.
-                self.close();
+                self.local = None;
             }
             _ => {}
         }
@@ -157,7 +157,9 @@ impl Stream {
     /// The process has ended. What it wrote is still carried, what it did not read is not.
     pub(crate) fn process_ended(&mut self) {
         if self.direction == Direction::In {
-            return self.close();
+            // The host is told by the connection's end, so there has to be one.
+            self.local = None;
+            return;
         }
         if self.is_terminal && self.is_carried {
             self.local = None;

@@ -20,7 +20,7 @@ use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 
-use super::AssembleError;
+use super::{AssembleError, ConsoleUse};
 use crate::config::{BootMode, MachineConfig};
 use crate::console::{Console, ConsoleInput};
 use crate::disk::Disk;
@@ -63,13 +63,13 @@ pub(super) fn volume_device(disk: Disk, name: &str, read_only: bool) -> Result<B
     Block::new(disk.file, &disk.path, &config)
 }
 
-/// Streams between guest and host, whose sockets are at `path`.
-pub(super) fn vsock_device(path: &Path) -> Result<Box<dyn VirtioDevice>, VsockError> {
+/// Streams between guest and host, whose sockets are at `path` if they have names.
+pub(super) fn vsock_device(path: Option<&Path>) -> Result<Vsock, VsockError> {
     let config = VsockConfig {
-        base: Some(path.to_owned()),
+        base: path.map(Path::to_owned),
         ..VsockConfig::default()
     };
-    Ok(Box::new(Vsock::new("vsock", &config)?))
+    Vsock::new("vsock", &config)
 }
 
 /// Where virtio devices are plugged in.
@@ -124,20 +124,29 @@ impl<'a> VirtioBoard<'a> {
     }
 }
 
-/// The serial port, with its output to casita's own.
-pub(super) fn make_serial(vm: &Vm) -> Result<Serial, AssembleError> {
-    let output = Output::descriptor(io::stdout()).or_else(|error| match error.raw_os_error() {
+/// The serial port, with its output and its input.
+pub(super) fn make_console(
+    vm: &Vm,
+    console: ConsoleUse,
+    sender: &EventSender,
+) -> Result<(Serial, Keyboard), AssembleError> {
+    let (output, keyboard) = match console {
+        ConsoleUse::Own(console) => (own_output()?, make_keyboard(console, sender)?),
+        ConsoleUse::Log(log) => (Output::writer(log), Keyboard::None),
+    };
+    let serial = Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?;
+    Ok((serial, keyboard))
+}
+
+fn own_output() -> Result<Output, AssembleError> {
+    Output::descriptor(io::stdout()).or_else(|error| match error.raw_os_error() {
         // Whoever closed it does not want to see anything.
         Some(libc::EBADF) => Ok(Output::writer(io::sink())),
         _ => Err(AssembleError::Host("use its standard output", error)),
-    })?;
-    Ok(Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?)
+    })
 }
 
-pub(super) fn make_keyboard(
-    console: Console,
-    sender: &EventSender,
-) -> Result<Keyboard, AssembleError> {
+fn make_keyboard(console: Console, sender: &EventSender) -> Result<Keyboard, AssembleError> {
     let sender = sender.clone();
     let input = ConsoleInput::new(console, move || sender.send(Event::Escape))
         .map_err(|error| AssembleError::Host("use its standard input", error))?;

@@ -2,7 +2,9 @@
 
 pub mod cp;
 pub mod doctor;
+pub mod exec;
 pub mod generate;
+pub mod process_args;
 pub mod run;
 
 use std::error::Error;
@@ -59,6 +61,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Copy files into a running VM or out of one
     Cp(cp::CpArgs),
+    /// Run a command in a VM that runs
+    Exec(exec::ExecArgs),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
     /// Print shell completions or write man pages
@@ -85,6 +89,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Cp(args) => cp::cp(&args),
+        Command::Exec(args) => exec::exec(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
@@ -144,6 +149,20 @@ fn report(error: &(dyn Error + 'static), chain: bool) {
         for cause in causes {
             let _ = writeln!(stderr, "  because: {}", one_line(&cause));
         }
+    }
+}
+
+/// One line for people about what went wrong.
+fn report_line(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    // A closed standard error is no reason to fail.
+    let _ = writeln!(stderr, "casita: {}", one_line(text));
+}
+
+/// The last that the guest's kernel and agent said.
+fn report_console(lines: &[String]) {
+    for line in lines {
+        report_line(&format!("console: {line}"));
     }
 }
 

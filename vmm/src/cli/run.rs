@@ -6,16 +6,16 @@ use std::process::ExitCode;
 use casita_devices::stamp::monotonic_ns;
 use clap::Args;
 
-use super::{CliError, EXIT_CASITA};
-use crate::assemble::{Surroundings, assemble};
+use super::process_args::{ProcessArgs, complete_env};
+use super::{CliError, report_console};
 use crate::config::{
     BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig, MemorySize, parse_cpus,
 };
-use crate::console::{Console, RawTerminal};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
-use crate::machine::{End, Event, Outcome, events};
-use crate::signals::{ENDING, Signals};
+use crate::monitor::{self, Attachment, Ended, VmRun};
+use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
+use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::volume::{TmpfsSpec, VolumeSpec};
 
@@ -23,11 +23,14 @@ use crate::volume::{TmpfsSpec, VolumeSpec};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The exit status is the command's; 128+n if signal n ended it, 126 if it could not be run, 127 if it \
-was not found, 125 if casita itself failed. Ctrl-] ends a VM whose console has the terminal.
+was not found, 124 if its time was over, 125 if casita itself failed. SIGTERM, SIGINT, SIGHUP, \
+SIGQUIT, SIGUSR1 and SIGUSR2 reach the command; a second SIGTERM or SIGINT ends the VM, as does \
+Ctrl-] at its terminal.
 
 Examples:
   casita run -- uname -a                       a command in the built-in image
   casita run --rootfs ./tree                   a shell in a directory's content
+  casita run -e LANG=C -w /srv -- make < in    a pipe or file is the command's input
   casita run --name db --disk 10G -- sh        a disk that is kept
   casita run --kernel vmlinuz --rootfs debian.iso --boot plain")]
 pub struct RunArgs {
@@ -58,6 +61,26 @@ pub struct RunArgs {
     /// Name of the VM: its hostname, and the name of its disk
     #[arg(long, value_name = "NAME", value_parser = vm_name)]
     name: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Program that goes before the command, in place of the image's; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Hostname of the guest [default: its name]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// End the VM after this time, such as 30, 1.5m or 2h: the stop signal, and at last by force
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Period>,
+    /// Signal that asks the command to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<Signal>,
+    /// Time that the command has after the stop signal [default: 10]
+    #[arg(long, value_name = "TIME")]
+    stop_timeout: Option<Period>,
+    /// Resource limit of the command, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<Ulimit>,
     /// Unix socket for the guest's vsock: write `CONNECT P` to it for port P of the guest; what the
     /// guest opens to port P of the host comes to FILE_P
     #[arg(long, value_name = "FILE")]
@@ -78,7 +101,10 @@ pub struct RunArgs {
     /// Try to start even if this machine's KVM can't run Linux guests
     #[arg(long)]
     skip_kvm_check: bool,
-    /// Command and arguments [default: a shell]
+    /// Image, then command and arguments [default: the image's, or a shell]
+    #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]")]
+    words: Vec<String>,
+    /// Command and arguments
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -90,12 +116,25 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 impl RunArgs {
+    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`.
+    fn image_and_command(&self) -> (Option<String>, Vec<String>) {
+        let mut words = self.words.iter().cloned();
+        let image = words.next();
+        let mut command: Vec<String> = words.collect();
+        if command.first().is_some_and(|word| word == "--") {
+            command.remove(0);
+        }
+        command.extend(self.command.iter().cloned());
+        (image, command)
+    }
+
     fn machine(&self) -> Result<MachineConfig, CliError> {
         let file = match &self.config {
             Some(path) => MachineConfig::read(path)?,
             None => MachineConfig::default(),
         };
-        let config = file.overlaid(MachineConfig {
+        let (image, command) = self.image_and_command();
+        let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
             initrd: self.initrd.clone(),
@@ -108,12 +147,71 @@ impl RunArgs {
             vsock: self.vsock.clone(),
             volumes: self.volume.clone(),
             tmpfs: self.tmpfs.clone(),
-            command: self.command.clone(),
+            image,
+            entrypoint: self.entrypoint.clone(),
+            command,
+            env: self.process.variables()?,
+            workdir: self.process.workdir.clone(),
+            user: self.process.user.clone(),
+            hostname: self.hostname.clone(),
+            interactive: self.process.interactive,
+            tty: self.process.tty,
+            timeout: self.timeout,
+            stop_signal: self.stop_signal,
+            stop_timeout: self.stop_timeout,
+            ulimit: self.ulimit.clone(),
         });
         if let Some(name) = &config.name {
             vm_name(name)?;
         }
+        config.env = complete_env(&config.env)?;
+        config.check_process()?;
+        check_plain(&config)?;
+        check_image(&config)?;
         Ok(config)
+    }
+}
+
+/// A plain boot runs the image's own init: options for a command would have no effect.
+fn check_plain(config: &MachineConfig) -> Result<(), CliError> {
+    if config.boot.unwrap_or_default() != BootMode::Plain {
+        return Ok(());
+    }
+    let options = [
+        ("--interactive", config.interactive),
+        ("--tty", config.tty),
+        ("--env", !config.env.is_empty()),
+        ("--workdir", config.workdir.is_some()),
+        ("--user", config.user.is_some()),
+        ("--entrypoint", config.entrypoint.is_some()),
+        ("--hostname", config.hostname.is_some()),
+        ("--stop-signal", config.stop_signal.is_some()),
+        ("--stop-timeout", config.stop_timeout.is_some()),
+        ("--ulimit", !config.ulimit.is_empty()),
+    ];
+    match options.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((name, _)) => Err(format!(
+            "--boot plain runs the image's own init, not a command: leave out {name}"
+        )
+        .into()),
+    }
+}
+
+fn check_image(config: &MachineConfig) -> Result<(), CliError> {
+    match (&config.image, &config.rootfs) {
+        (Some(image), Some(_)) => Err(format!(
+            "there is an image, {image}, and --rootfs: leave out one, or write the command after --"
+        )
+        .into()),
+        (Some(image), None) => {
+            let told = format!(
+                "image {image} is not there: casita image pull {image}; a command in the built-in \
+                 image goes after --"
+            );
+            Err(told.into())
+        }
+        (None, _) => Ok(()),
     }
 }
 
@@ -124,41 +222,40 @@ impl RunArgs {
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let mut stats = RunStats::default();
     stats.stage("main", monotonic_ns());
+    let signals = Signals::take_all()?;
     let config = args.machine()?;
     let dirs = Dirs::from_env()?;
-    let console = Console::detect();
-    let (sender, receiver) = events();
-    let told = sender.clone();
-    let _signals = Signals::take(&ENDING)?.watch(move |signal| told.send(Event::Signal(signal)))?;
-    let machine = assemble(
-        &config,
-        Surroundings {
-            dirs: &dirs,
-            console,
-            sender,
-            events: receiver,
-            check_kvm: !args.skip_kvm_check,
-            stats,
-        },
-    )?;
-    let terminal = match console {
-        Console::Terminal(_) => Some(RawTerminal::enter()?),
-        Console::Stream | Console::OutputOnly => None,
-    };
-    let outcome = machine.run();
-    drop(terminal);
-    let outcome = outcome?;
-    log_summary(&outcome);
+    let attach = Attach::new(config.interactive, config.tty, Ends::of_this_process())?;
+    let ended = monitor::run(VmRun {
+        config: &config,
+        dirs: &dirs,
+        signals: &signals,
+        attachment: Attachment::Attached(attach),
+        runtime_dir: None,
+        console_log: None,
+        check_kvm: !args.skip_kvm_check,
+        on_started: None,
+        stats,
+    })?;
+    log_summary(&ended.stats);
     if let Some(path) = &args.stats {
-        outcome.stats.write(path).map_err(|error| {
+        ended.stats.write(path).map_err(|error| {
             format!("stats could not be written to {}: {error}", path.display())
         })?;
     }
-    exit_code(outcome, config.boot.unwrap_or_default())
+    Ok(report_end(&ended))
 }
 
-fn log_summary(outcome: &Outcome) {
-    let stats = &outcome.stats;
+/// Tells what went wrong, if something did; the exit status.
+fn report_end(ended: &Ended) -> ExitCode {
+    report_console(&ended.console);
+    if let Some(error) = &ended.error {
+        super::report_line(error);
+    }
+    ended.status.into()
+}
+
+fn log_summary(stats: &RunStats) {
     let ms = |name| {
         stats
             .ms_to(name)
@@ -174,20 +271,39 @@ fn log_summary(outcome: &Outcome) {
     );
 }
 
-fn exit_code(outcome: Outcome, boot: BootMode) -> Result<ExitCode, CliError> {
-    match (outcome.end, outcome.exit_status) {
-        (End::Failed(failure), _) => Err(failure.to_string().into()),
-        (End::Signal(number), _) => Ok(ExitCode::from(128 + u8::try_from(number).unwrap_or(0))),
-        (End::Killed, _) => Ok(ExitCode::from(128 + libc::SIGKILL as u8)),
-        (End::Escape, _) => Ok(EXIT_CASITA.into()),
-        (_, Some(status)) => Ok(status.into()),
-        // Root in the guest may power it off; so may a plain image's init, or reboot.
-        (End::PowerOff, None) => Ok(ExitCode::SUCCESS),
-        (End::Reset, None) if boot == BootMode::Plain => Ok(ExitCode::SUCCESS),
-        (End::Reset, None) => Err(
-            "the guest reset itself before its command had ended, as a kernel does that panics: \
-             see its messages with --cmdline loglevel=7"
-                .into(),
-        ),
+#[cfg(test)]
+mod tests {
+    use super::super::{Cli, Command};
+    use clap::Parser;
+
+    fn parsed(words: &str) -> (Option<String>, String) {
+        let words = ["casita", "run"]
+            .into_iter()
+            .chain(words.split_whitespace());
+        let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not a run");
+        };
+        let (image, command) = args.image_and_command();
+        (image, command.join(" "))
+    }
+
+    #[test]
+    fn image_and_command_are_told_apart_as_in_docker() {
+        let image = |name: &str| Some(name.to_owned());
+        assert_eq!(parsed(""), (None, String::new()));
+        assert_eq!(parsed("-- ls -l"), (None, "ls -l".to_owned()));
+        assert_eq!(parsed("-m 64M nginx"), (image("nginx"), String::new()));
+        assert_eq!(parsed("nginx ls -l"), (image("nginx"), "ls -l".to_owned()));
+        assert_eq!(
+            parsed("nginx -- ls -l"),
+            (image("nginx"), "ls -l".to_owned())
+        );
+        // What comes after the image is the command's, whatever it looks like.
+        assert_eq!(parsed("nginx -c x"), (image("nginx"), "-c x".to_owned()));
+        assert_eq!(
+            parsed("nginx sh -c x -- y"),
+            (image("nginx"), "sh -c x -- y".to_owned())
+        );
+        assert_eq!(parsed("-- sh -- y"), (None, "sh -- y".to_owned()));
     }
 }

@@ -163,11 +163,13 @@ impl Client {
         }
     }
 
-    /// Starts a process. Waits for as long as the guest takes.
+    /// Starts a process. Waits for as long as the guest takes. With a terminal there is no stream
+    /// for standard error.
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn exec(self, process: ProcessRequest, streams: Streams) -> Result<Exec, ExecError> {
+    pub fn exec(self, process: ProcessRequest, mut streams: Streams) -> Result<Exec, ExecError> {
+        streams.stderr &= process.terminal.is_none();
         let request = Request::Exec { process, streams };
         frame::send(&self.stream, &request, &[]).map_err(ClientError::from)?;
         let mut fds = Vec::new();

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use crate::link::Streams;
+pub use crate::vm_stats::VmStats;
 
 /// The longest frame, in bytes without its length.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -101,7 +102,7 @@ impl From<ProgramRequest> for Program {
 }
 
 /// What a VM answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// It is done.
@@ -135,50 +136,6 @@ pub enum Reply {
         /// One line for people.
         message: String,
     },
-}
-
-/// What a VM has used since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct VmStats {
-    /// Since the VM was started, in milliseconds.
-    pub uptime_ms: u64,
-    /// CPU time of the guest and its monitor, in milliseconds.
-    pub cpu_ms: u64,
-    /// The host's memory that it takes.
-    pub memory: MemoryStats,
-    /// What went from and to its disks.
-    pub block: BlockStats,
-    /// Exits from the guest to the monitor.
-    pub exits: u64,
-}
-
-/// Memory of the monitor's process, guest memory included, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct MemoryStats {
-    /// What the guest may use.
-    pub limit: u64,
-    /// What is in memory.
-    pub resident: u64,
-    /// The part of it that nobody else uses.
-    pub private: u64,
-    /// The part of it that other processes use too, for one other VMs of the same image.
-    pub shared: u64,
-}
-
-/// Requests to disks that have been served.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BlockStats {
-    /// Bytes that the guest has read.
-    pub read_bytes: u64,
-    /// Bytes that it has written.
-    pub write_bytes: u64,
-    /// Requests to read.
-    pub reads: u64,
-    /// Requests to write.
-    pub writes: u64,
 }
 
 /// Why a request is refused before anybody looks at the VM.
@@ -219,7 +176,11 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, RequestError> {
 }
 
 impl ProcessRequest {
-    fn check(&self) -> Result<(), RequestError> {
+    /// Refuses what no guest could follow.
+    ///
+    /// # Errors
+    /// If a string has a NUL inside, a path is relative, or a variable is not `NAME=value`.
+    pub fn check(&self) -> Result<(), RequestError> {
         let no_nul = |what, text: &str| {
             if text.contains('\0') {
                 return Err(RequestError::Nul(what));

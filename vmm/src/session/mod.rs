@@ -55,8 +55,9 @@ impl OwnStreams {
 
 /// A running session.
 #[derive(Debug)]
+#[must_use = "the input is read until this is dropped"]
 pub struct Session {
-    input: Option<Input>,
+    _input: Option<Input>,
     outputs: Vec<JoinHandle<()>>,
 }
 
@@ -85,18 +86,18 @@ impl Session {
             .stdin
             .map(|to| Input::start(own.stdin, to, on_hang_up));
         Ok(Self {
-            input: input.transpose()?,
+            _input: input.transpose()?,
             outputs,
         })
     }
 
-    /// Waits until all that the process wrote is written, however long that takes, and stops
-    /// reading.
-    pub fn finish(self) {
-        for output in self.outputs {
+    /// Waits until all that the process wrote is written, however long that takes. What is typed
+    /// still reaches the process, until the session is dropped.
+    pub fn drain(&mut self) {
+        for output in self.outputs.drain(..) {
+            // A panic has been reported.
             let _ = output.join();
         }
-        drop(self.input);
     }
 }
 

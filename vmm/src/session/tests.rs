@@ -54,7 +54,7 @@ fn pattern(len: usize) -> Vec<u8> {
 #[test]
 fn every_byte_arrives_in_its_own_stream_and_then_its_end() {
     let mut rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     let bytes = pattern(3 << 20);
     let sent = bytes.clone();
     let typist = thread::spawn(move || rig.keyboard.write_all(&sent).unwrap());
@@ -77,7 +77,8 @@ fn every_byte_arrives_in_its_own_stream_and_then_its_end() {
     assert_eq!(errors, b"complaint\0\xff");
     typist.join().unwrap();
     echo.join().unwrap();
-    session.finish();
+    session.drain();
+    drop(session);
 }
 
 #[test]
@@ -85,11 +86,12 @@ fn a_file_gets_every_byte_too() {
     let mut rig = rig();
     let file = tempfile::tempfile().unwrap();
     rig.own.stdout = file.try_clone().unwrap().into();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     let bytes = pattern(200_000);
     rig.stdout.write_all(&bytes).unwrap();
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
     let mut written = Vec::new();
     let mut file = file;
     std::io::Seek::rewind(&mut file).unwrap();
@@ -100,16 +102,17 @@ fn a_file_gets_every_byte_too() {
 #[test]
 fn the_session_ends_while_the_keyboard_says_nothing() {
     let rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
     drop(rig.keyboard);
 }
 
 #[test]
 fn the_session_ends_while_the_process_does_not_read_what_is_typed() {
     let mut rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     let (done, waits) = channel();
     let typist = thread::spawn(move || {
         // More than all buffers on the way; it fails when the session has closed the pipe.
@@ -117,7 +120,8 @@ fn the_session_ends_while_the_process_does_not_read_what_is_typed() {
         done.send(result.is_err()).unwrap();
     });
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
     assert_eq!(waits.recv_timeout(Duration::from_secs(10)), Ok(true));
     typist.join().unwrap();
     drop(rig.stdin);
@@ -126,18 +130,19 @@ fn the_session_ends_while_the_process_does_not_read_what_is_typed() {
 #[test]
 fn a_process_that_closes_its_input_is_read_to_no_more() {
     let mut rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     drop(rig.stdin);
     // The pipe breaks without one byte typed in between.
     while rig.keyboard.write_all(&[0; 4096]).is_ok() {}
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
 }
 
 #[test]
 fn a_reader_that_goes_away_closes_the_process_s_stream() {
     let mut rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     drop(rig.screen);
     let error = loop {
         if let Err(error) = rig.stdout.write_all(&[0; 4096]) {
@@ -151,7 +156,8 @@ fn a_reader_that_goes_away_closes_the_process_s_stream() {
     let mut byte = [0];
     rig.errors.read_exact(&mut byte).unwrap();
     drop(rig.stderr);
-    session.finish();
+    session.drain();
+    drop(session);
 }
 
 #[test]
@@ -159,7 +165,7 @@ fn the_hang_up_key_works_while_the_process_does_not_read() {
     let mut rig = rig();
     let (hung_up, waits) = channel();
     let on_hang_up: OnHangUp = Box::new(move || hung_up.send(()).unwrap());
-    let session = Session::start(rig.process, rig.own, Some(on_hang_up)).unwrap();
+    let mut session = Session::start(rig.process, rig.own, Some(on_hang_up)).unwrap();
     // A process that reads nothing, and a user who types far more than fits anywhere.
     rig.keyboard
         .write_all(&pattern(1 << 20).replace_key())
@@ -168,7 +174,8 @@ fn the_hang_up_key_works_while_the_process_does_not_read() {
     rig.keyboard.write_all(&[b'x', HANG_UP_KEY]).unwrap();
     assert_eq!(waits.recv_timeout(Duration::from_secs(10)), Ok(()));
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
 }
 
 trait ReplaceKey {
@@ -189,12 +196,13 @@ impl ReplaceKey for Vec<u8> {
 #[test]
 fn without_a_terminal_the_hang_up_key_is_a_byte() {
     let mut rig = rig();
-    let session = Session::start(rig.process, rig.own, None).unwrap();
+    let mut session = Session::start(rig.process, rig.own, None).unwrap();
     rig.keyboard.write_all(&[HANG_UP_KEY]).unwrap();
     drop(rig.keyboard);
     let mut typed = Vec::new();
     rig.stdin.read_to_end(&mut typed).unwrap();
     assert_eq!(typed, [HANG_UP_KEY]);
     drop((rig.stdout, rig.stderr));
-    session.finish();
+    session.drain();
+    drop(session);
 }

@@ -1,0 +1,245 @@
+//! One VM's life in this process: it is assembled and run, its main process's streams are carried,
+//! and whoever wants something of it is served.
+//!
+//! The thread that calls [`run`] owns the machine. Beside it there are one for the main process,
+//! one for signals, one for the control socket, and one for the clock if the VM has a time limit;
+//! all of them share the [`hub::Hub`].
+
+mod console_log;
+mod end;
+mod hub;
+mod main_process;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use log::Level;
+use thiserror::Error;
+
+use crate::assemble::{AssembleError, ConsoleUse, OnAgent, Surroundings, assemble};
+use crate::config::{BootMode, MachineConfig};
+use crate::console::{Console, RawTerminal};
+use crate::control::{ControlServer, ControlTarget};
+use crate::dirs::Dirs;
+use crate::link::{LinkError, LinkEvent};
+use crate::machine::{End, Event, EventSender, Outcome, RunError, events};
+use crate::session::{Forwarder, Target};
+use crate::signals::{self, Signals, Watcher};
+use crate::stats::RunStats;
+
+pub use console_log::ConsoleLog;
+pub use end::Ended;
+pub use main_process::{Attachment, OnStarted};
+
+use hub::Hub;
+use main_process::MainProcess;
+
+/// How long clients of the control socket may take to read their last reply.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long output may take to be written after an end that nobody waits for.
+const IMPATIENT: Duration = Duration::from_millis(200);
+
+/// A VM to be run.
+pub struct VmRun<'a> {
+    /// What it is.
+    pub config: &'a MachineConfig,
+    /// Where casita keeps its files.
+    pub dirs: &'a Dirs,
+    /// Our signals, taken over before any other thread existed.
+    pub signals: &'a Signals,
+    /// Where its streams lead. A VM without casita's agent has only its console: that is
+    /// `stdout` of [`Attachment::Logged`], and our own terminal else.
+    pub attachment: Attachment,
+    /// The folder for the control socket, private to this user; without one there is no socket.
+    pub runtime_dir: Option<&'a Path>,
+    /// For what the kernel and the agent write to the console.
+    pub console_log: Option<File>,
+    /// Whether to refuse a KVM that can't run Linux before trying.
+    pub check_kvm: bool,
+    /// Told when the main process runs; for a plain boot, when the guest is about to.
+    pub on_started: Option<OnStarted>,
+    /// Stages so far.
+    pub stats: RunStats,
+}
+
+/// Why a VM could not be run. Nothing of it is left.
+#[derive(Debug, Error)]
+pub enum MonitorError {
+    /// It could not be made.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+    /// It could not be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Its agent could not be listened to.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The host refused something ordinary.
+    #[error("the host could not {0}")]
+    Host(&'static str, #[source] io::Error),
+}
+
+/// Runs a VM until its end, and carries what its main process writes until that is written.
+///
+/// # Errors
+/// If it can't be made or run.
+pub fn run(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
+    match vm.config.boot.unwrap_or_default() {
+        BootMode::Agent => run_with_agent(vm),
+        BootMode::Plain => run_plain(vm),
+    }
+}
+
+fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
+    let log = ConsoleLog::new(vm.console_log, log::max_level() >= Level::Info)
+        .map_err(|error| MonitorError::Host("write the console's log", error))?;
+    let (sender, receiver) = events();
+    let early = watch_early(vm.signals, &sender)?;
+    let ending = Arc::new(AtomicBool::new(false));
+    let machine = assemble(
+        vm.config,
+        Surroundings {
+            dirs: vm.dirs,
+            console: ConsoleUse::Log(Box::new(log.clone())),
+            on_agent: tell_of_agent(&sender, &ending),
+            sender: sender.clone(),
+            events: receiver,
+            check_kvm: vm.check_kvm,
+            stats: vm.stats,
+        },
+    )?;
+    let link = machine.link().cloned().ok_or(LinkError::Gone)?;
+    let hub = Hub::new(sender.clone(), Some(link.clone()), vm.config, ending);
+    let target: Arc<dyn Target> = hub.clone();
+    let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
+    drop(early);
+    let signals = watch(vm.signals, forwarder.clone())?;
+    let control = serve(vm.runtime_dir, &hub)?;
+    start_clock(&hub)?;
+    let main_process = MainProcess {
+        hub: hub.clone(),
+        link: link.clone(),
+        events: sender,
+        attachment: vm.attachment,
+        forwarder,
+        on_started: vm.on_started,
+    };
+    let worker = spawn("command", move || main_process.run())?;
+
+    let outcome = machine.run();
+    hub.machine_ended();
+    link.gone();
+    let told = hub.wait_finished(patience(&outcome));
+    let told = told.then(|| worker.join().ok()).flatten();
+    hub.restore_terminal();
+    finish(control);
+    drop(signals);
+    Ok(end::of_agent(outcome?, told, hub.is_timed_out(), &log))
+}
+
+fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
+    let (sender, receiver) = events();
+    let signals = watch_early(vm.signals, &sender)?;
+    let own = Console::detect();
+    let (console, raw) = match vm.attachment {
+        Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal(_))),
+        Attachment::Logged { stdout, .. } => (ConsoleUse::Log(stdout), false),
+    };
+    let machine = assemble(
+        vm.config,
+        Surroundings {
+            dirs: vm.dirs,
+            console,
+            on_agent: Box::new(|_| ()),
+            sender: sender.clone(),
+            events: receiver,
+            check_kvm: vm.check_kvm,
+            stats: vm.stats,
+        },
+    )?;
+    let hub = Hub::new(sender, None, vm.config, Arc::default());
+    let control = serve(vm.runtime_dir, &hub)?;
+    start_clock(&hub)?;
+    let raw = raw.then(RawTerminal::enter).transpose();
+    let raw = raw.map_err(|error| MonitorError::Host("set the terminal up", error))?;
+    if let Some(on_started) = vm.on_started {
+        on_started(1);
+    }
+    let outcome = machine.run();
+    hub.machine_ended();
+    drop(raw);
+    finish(control);
+    drop(signals);
+    Ok(end::of_plain(outcome?, hub.is_timed_out()))
+}
+
+/// The end of the agent's connection is news unless it is expected.
+fn tell_of_agent(sender: &EventSender, ending: &Arc<AtomicBool>) -> OnAgent {
+    let (sender, ending) = (sender.clone(), ending.clone());
+    Box::new(move |event| {
+        if event == LinkEvent::Gone && !ending.load(Ordering::Acquire) {
+            sender.send(Event::AgentGone);
+        }
+    })
+}
+
+/// How long the output may take after this end; without a limit if the guest chose it.
+fn patience(outcome: &Result<Outcome, RunError>) -> Option<Duration> {
+    match outcome.as_ref().map(|outcome| &outcome.end) {
+        Ok(End::PowerOff | End::Reset) => None,
+        _ => Some(IMPATIENT),
+    }
+}
+
+/// While there is nobody to forward signals to, those that ask for the end end the machine.
+fn watch_early(signals: &Signals, sender: &EventSender) -> Result<Watcher, MonitorError> {
+    let sender = sender.clone();
+    let watcher = signals.watch(move |signal| {
+        if signals::ENDING.contains(&signal) {
+            sender.send(Event::Signal(signal));
+        }
+    });
+    watcher.map_err(|error| MonitorError::Host("wait for signals", error))
+}
+
+fn watch(signals: &Signals, forwarder: Arc<Forwarder>) -> Result<Watcher, MonitorError> {
+    let watcher = signals.watch(move |signal| forwarder.on_signal(signal));
+    watcher.map_err(|error| MonitorError::Host("wait for signals", error))
+}
+
+fn serve(dir: Option<&Path>, hub: &Arc<Hub>) -> Result<Option<ControlServer>, MonitorError> {
+    let target: Arc<dyn ControlTarget> = hub.clone();
+    dir.map(|dir| ControlServer::start(dir, target))
+        .transpose()
+        .map_err(|error| MonitorError::Host("make the VM's control socket", error))
+}
+
+fn finish(control: Option<ControlServer>) {
+    if let Some(control) = control {
+        control.finish(LAST_WORDS);
+    }
+}
+
+/// Ends the VM when its time is over, if it has a limit.
+fn start_clock(hub: &Arc<Hub>) -> Result<(), MonitorError> {
+    if let Some(timeout) = hub.config().timeout {
+        let hub = hub.clone();
+        spawn("clock", move || hub.watch_clock(timeout.duration()))?;
+    }
+    Ok(())
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, MonitorError> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map_err(|error| MonitorError::Host("start a thread", error))
+}
