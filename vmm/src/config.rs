@@ -233,7 +233,8 @@ impl MachineConfig {
         Ok(config)
     }
 
-    fn resolve_paths(&mut self, base: &Path) {
+    /// Makes relative paths relative to `base`.
+    pub(crate) fn resolve_paths(&mut self, base: &Path) {
         for path in [
             &mut self.kernel,
             &mut self.rootfs,

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod files;
 pub mod guest;
 pub mod kvm;
+pub mod life;
 pub mod link;
 pub mod machine;
 pub mod memory;

@@ -31,6 +31,7 @@ use crate::machine::{End, Event, EventSender, Outcome, RunError, events};
 use crate::session::{Forwarder, Target};
 use crate::signals::{self, Signals, Watcher};
 use crate::stats::RunStats;
+use crate::vms::Teller;
 
 pub use console_log::ConsoleLog;
 pub use end::Ended;
@@ -57,6 +58,8 @@ pub struct VmRun<'a> {
     pub attachment: Attachment,
     /// The folder for the control socket, private to this user; without one there is no socket.
     pub runtime_dir: Option<&'a Path>,
+    /// For telling whether the VM is paused; without one nobody is told.
+    pub teller: Option<Teller>,
     /// For what the kernel and the agent write to the console.
     pub console_log: Option<File>,
     /// Whether to refuse a KVM that can't run Linux before trying.
@@ -114,7 +117,13 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
         },
     )?;
     let link = machine.link().cloned().ok_or(LinkError::Gone)?;
-    let hub = Hub::new(sender.clone(), Some(link.clone()), vm.config, ending);
+    let hub = Hub::new(
+        sender.clone(),
+        Some(link.clone()),
+        vm.config,
+        ending,
+        vm.teller,
+    );
     let target: Arc<dyn Target> = hub.clone();
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);
@@ -162,7 +171,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             stats: vm.stats,
         },
     )?;
-    let hub = Hub::new(sender, None, vm.config, Arc::default());
+    let hub = Hub::new(sender, None, vm.config, Arc::default(), vm.teller);
     let control = serve(vm.runtime_dir, &hub)?;
     start_clock(&hub)?;
     let raw = raw.then(RawTerminal::enter).transpose();

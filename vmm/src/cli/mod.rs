@@ -1,11 +1,20 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
 pub mod cp;
+mod describe;
 pub mod doctor;
 pub mod exec;
 pub mod generate;
+pub mod inspect;
+pub mod lifecycle;
+pub mod logs;
 pub mod process_args;
+pub mod ps;
 pub mod run;
+pub mod stats;
+mod table;
+pub mod top;
+mod vms;
 
 use std::error::Error;
 use std::io::Write;
@@ -14,6 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::life::StartFailure;
 use crate::progress;
 
 /// Casita's own failure, as opposed to the command's exit status.
@@ -63,6 +73,34 @@ enum Command {
     Cp(cp::CpArgs),
     /// Run a command in a VM that runs
     Exec(exec::ExecArgs),
+    /// List VMs
+    Ps(ps::PsArgs),
+    /// Show what a VM without a terminal wrote
+    Logs(logs::LogsArgs),
+    /// Wait until VMs have ended, and print their exit codes
+    Wait(lifecycle::VmsArgs),
+    /// Stop VMs in their tracks
+    Pause(lifecycle::VmsArgs),
+    /// Let paused VMs go on
+    Resume(lifecycle::VmsArgs),
+    /// Ask VMs to end, then end them
+    Stop(lifecycle::StopArgs),
+    /// End VMs at once, or send their commands a signal
+    Kill(lifecycle::KillArgs),
+    /// Start VMs that have ended
+    Start(lifecycle::VmsArgs),
+    /// Stop VMs and start them again
+    Restart(lifecycle::StopArgs),
+    /// Remove VMs with their own disks
+    Rm(lifecycle::RmArgs),
+    /// Tell all that is known of VMs
+    Inspect(inspect::InspectArgs),
+    /// Show what VMs use
+    Stats(stats::StatsArgs),
+    /// List the processes in a VM
+    Top(top::TopArgs),
+    #[command(hide = true)]
+    Monitor(lifecycle::MonitorArgs),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
     /// Print shell completions or write man pages
@@ -90,12 +128,27 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
+        Command::Ps(args) => ps::ps(&args),
+        Command::Logs(args) => logs::logs(&args),
+        Command::Wait(args) => lifecycle::wait(&args),
+        Command::Pause(args) => lifecycle::pause(&args),
+        Command::Resume(args) => lifecycle::resume(&args),
+        Command::Stop(args) => lifecycle::stop(&args),
+        Command::Kill(args) => lifecycle::kill(&args),
+        Command::Start(args) => lifecycle::start(&args),
+        Command::Restart(args) => lifecycle::restart(&args),
+        Command::Rm(args) => lifecycle::rm(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Stats(args) => stats::stats(&args),
+        Command::Top(args) => top::top(&args),
+        Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         report(&*error, cli.global.verbosity() > 0);
-        EXIT_CASITA.into()
+        let status = error.downcast_ref::<StartFailure>();
+        status.map_or(EXIT_CASITA, |failure| failure.status).into()
     })
 }
 
@@ -131,24 +184,36 @@ fn usage_message(text: &str) -> String {
 /// One line for people: what failed and its root. With `chain`, every cause between on a line of
 /// its own.
 fn report(error: &(dyn Error + 'static), chain: bool) {
+    let mut stderr = std::io::stderr().lock();
+    let line = if chain {
+        error.to_string()
+    } else {
+        in_one_line(error)
+    };
+    let _ = writeln!(stderr, "casita: {}", one_line(&line));
+    if chain {
+        for cause in causes(error) {
+            let _ = writeln!(stderr, "  because: {}", one_line(&cause));
+        }
+    }
+}
+
+fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut causes = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {
         causes.push(cause.to_string());
         next = cause.source();
     }
-    let mut line = error.to_string();
-    if let (false, Some(root)) = (chain, causes.last())
-        && !line.contains(root.as_str())
-    {
-        line = format!("{line}: {root}");
-    }
-    let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "casita: {}", one_line(&line));
-    if chain {
-        for cause in causes {
-            let _ = writeln!(stderr, "  because: {}", one_line(&cause));
-        }
+    causes
+}
+
+/// What failed, and the root of it.
+pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    let line = error.to_string();
+    match causes(error).last() {
+        Some(root) if !line.contains(root.as_str()) => format!("{line}: {root}"),
+        _ => line,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `casita run`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,11 +14,13 @@ use crate::config::{
 };
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
-use crate::monitor::{self, Attachment, Ended, VmRun};
+use crate::life::{self, Surroundings};
+use crate::monitor::{Attachment, Ended};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::volume::{TmpfsSpec, VolumeSpec};
+use crate::vms::{NewVm, Registry, RestartPolicy};
 
 /// Options of `casita run`.
 #[derive(Debug, Args)]
@@ -47,8 +50,8 @@ pub struct RunArgs {
     /// More parameters for the guest kernel
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// Writable disk: a size for a new one (kept under --name, else gone afterwards), or a raw
-    /// file, made if it is missing [default: a temporary one]
+    /// Writable disk: a size for a new one (kept under --name, else gone with the VM), or a raw
+    /// file, made if it is missing [default: one that goes with the VM]
     #[arg(long, value_name = "SIZE|FILE[,size=SIZE]")]
     disk: Option<DiskSpec>,
     #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"))]
@@ -58,6 +61,15 @@ pub struct RunArgs {
     /// How to start: with casita's agent, or the image's own init and nothing of casita's
     #[arg(long, value_name = "MODE")]
     boot: Option<BootMode>,
+    /// Start the VM with nobody attached, and print its ID
+    #[arg(short, long, conflicts_with = "stats")]
+    detach: bool,
+    /// Remove the VM, with its own disk, when it ends
+    #[arg(long)]
+    rm: bool,
+    /// What follows when the VM ends by itself: no, on-failure[:N] or always
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    restart: RestartPolicy,
     /// Name of the VM: its hostname, and the name of its disk
     #[arg(long, value_name = "NAME", value_parser = vm_name)]
     name: Option<String>,
@@ -172,6 +184,21 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn new_vm(&self, mut config: MachineConfig) -> Result<NewVm, CliError> {
+        // Its monitor may be started again from anywhere.
+        config.resolve_paths(&std::env::current_dir()?);
+        Ok(NewVm {
+            name: config.name.clone(),
+            config,
+            image: None,
+            rm: self.rm,
+            restart: self.restart,
+            skip_kvm_check: self.skip_kvm_check,
+        })
+    }
+}
+
 /// A plain boot runs the image's own init: options for a command would have no effect.
 fn check_plain(config: &MachineConfig) -> Result<(), CliError> {
     if config.boot.unwrap_or_default() != BootMode::Plain {
@@ -225,18 +252,20 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let signals = Signals::take_all()?;
     let config = args.machine()?;
     let dirs = Dirs::from_env()?;
+    let registry = Registry::open(&dirs)?;
+    if args.detach {
+        let id = life::run_detached(&registry, args.new_vm(config)?)?;
+        writeln!(std::io::stdout(), "{id}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let attach = Attach::new(config.interactive, config.tty, Ends::of_this_process())?;
-    let ended = monitor::run(VmRun {
-        config: &config,
+    let around = Surroundings {
         dirs: &dirs,
         signals: &signals,
         attachment: Attachment::Attached(attach),
-        runtime_dir: None,
-        console_log: None,
-        check_kvm: !args.skip_kvm_check,
-        on_started: None,
         stats,
-    })?;
+    };
+    let ended = life::run_attached(&registry, args.new_vm(config)?, around)?;
     log_summary(&ended.stats);
     if let Some(path) = &args.stats {
         ended.stats.write(path).map_err(|error| {

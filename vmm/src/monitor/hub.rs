@@ -15,6 +15,7 @@ use crate::link::{AgentLink, ExitWaiter, StartError};
 use crate::machine::{Answer, Command, Event, EventSender};
 use crate::process_config::{Signal, overlay_env};
 use crate::session::{ProcessStreams, Target};
+use crate::vms::{Status, Teller};
 
 /// How long a guest may take to be prepared before a client's process is refused.
 const PATIENCE_READY: Duration = Duration::from_secs(30);
@@ -42,6 +43,7 @@ pub(super) struct Hub {
     /// None for a plain boot.
     link: Option<AgentLink>,
     config: MachineConfig,
+    teller: Option<Teller>,
     state: Mutex<State>,
     changed: Condvar,
     /// The end of the agent's connection is what is expected next.
@@ -66,11 +68,13 @@ impl Hub {
         link: Option<AgentLink>,
         config: &MachineConfig,
         ending: Arc<AtomicBool>,
+        teller: Option<Teller>,
     ) -> Arc<Self> {
         Arc::new(Self {
             events,
             link,
             config: config.clone(),
+            teller,
             ending,
             state: Mutex::new(State {
                 phase: Phase::Starting,
@@ -202,6 +206,23 @@ impl Hub {
         if self.paused.swap(false, Ordering::AcqRel) {
             // An error says that it has ended.
             let _ = self.events.command(Command::Resume);
+            self.tell_paused();
+        }
+    }
+
+    /// Tells whether it is paused now, whoever has changed that last.
+    fn tell_paused(&self) {
+        let told = self.teller.as_ref().map(|teller| {
+            teller.update(|state| {
+                state.status = match (state.status, self.paused.load(Ordering::Acquire)) {
+                    (Status::Running, true) => Status::Paused,
+                    (Status::Paused, false) => Status::Running,
+                    (other, _) => other,
+                };
+            })
+        });
+        if let Some(Err(error)) = told {
+            log::warn!("{error}");
         }
     }
 
@@ -326,10 +347,12 @@ impl ControlTarget for Hub {
             return Err(Refusal::new("the VM is paused already"));
         }
         let paused = self.events.command(Command::Pause);
-        paused.map(drop).map_err(|ended| {
+        if let Err(ended) = paused {
             self.paused.store(false, Ordering::Release);
-            Refusal::new(ended.to_string())
-        })
+            return Err(Refusal::new(ended.to_string()));
+        }
+        self.tell_paused();
+        Ok(())
     }
 
     fn resume(&self) -> Result<(), Refusal> {
@@ -337,6 +360,7 @@ impl ControlTarget for Hub {
             return Err(Refusal::new("the VM is not paused"));
         }
         let resumed = self.events.command(Command::Resume);
+        self.tell_paused();
         resumed
             .map(drop)
             .map_err(|ended| Refusal::new(ended.to_string()))

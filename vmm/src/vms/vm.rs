@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::log::LogReader;
 use super::{Id, OwnedVm, Record, Registry, State, VmsError, files, lock};
+use crate::control::{Client, ClientError};
 use crate::staging::is_at;
 
 /// The mark that `stop` and `kill` leave, so that a restart policy does not undo them.
@@ -169,6 +170,14 @@ impl Vm {
             }
             Err(error) => Err(VmsError::io("make", &path)(error)),
         }
+    }
+
+    /// A connection to its monitor.
+    ///
+    /// # Errors
+    /// If it does not run, or does not answer yet.
+    pub fn control(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.runtime_dir())
     }
 
     /// What its command wrote.

@@ -11,7 +11,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use reader::{LogReader, Show};
-pub use writer::LogWriter;
+pub use writer::{LogWriter, StreamWriter};
 
 use serde::{Deserialize, Serialize};
 

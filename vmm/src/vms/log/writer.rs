@@ -40,6 +40,14 @@ impl LogWriter {
         }))))
     }
 
+    /// One of its streams.
+    pub fn stream(&self, stream: LogStream) -> StreamWriter {
+        StreamWriter {
+            log: self.clone(),
+            stream,
+        }
+    }
+
     /// Writes what came from `stream` now.
     ///
     /// # Errors
@@ -57,6 +65,24 @@ impl LogWriter {
             };
             writer.append(header, chunk)?;
         }
+        Ok(())
+    }
+}
+
+/// One stream of a log, to be written to.
+#[derive(Debug)]
+pub struct StreamWriter {
+    log: LogWriter,
+    stream: LogStream,
+}
+
+impl Write for StreamWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.log.append(self.stream, bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -59,6 +59,26 @@ fn a_write_changes_its_sectors_and_no_others() {
 }
 
 #[test]
+fn what_succeeds_is_counted() {
+    for engine in engines() {
+        let file = file_with(&vec![0; 64 * 1024]);
+        let block = block(&file, &with_engine(engine));
+        let traffic = block.traffic();
+        let mut rig = Rig::new(block);
+        rig.driver.start(ALL);
+        rig.ask(&[&header(TYPE_OUT, 3), &pattern(8192)], &[1]);
+        rig.ask(&[&header(TYPE_IN, 0)], &[512, 1]);
+        rig.ask(&[&header(TYPE_IN, 8)], &[4096, 1]);
+        rig.ask(&[&header(TYPE_FLUSH, 0)], &[1]);
+        // Beyond the end.
+        let (status, _) = rig.ask(&[&header(TYPE_IN, 1 << 20)], &[512, 1]);
+        assert_eq!(status, IOERR);
+        assert_eq!((traffic.writes(), traffic.write_bytes()), (1, 8192));
+        assert_eq!((traffic.reads(), traffic.read_bytes()), (2, 4608));
+    }
+}
+
+#[test]
 fn a_request_may_be_cut_into_descriptors_anywhere() {
     let data = pattern(1024);
     let mut bytes = header(TYPE_OUT, 1);

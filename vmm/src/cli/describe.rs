@@ -1,0 +1,188 @@
+//! A VM as `ps` and `inspect` show it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY};
+use crate::vms::time::{rfc3339, rough};
+use crate::vms::{Record, State, Status, Vm, now};
+
+/// What `ps --format json` tells of a VM.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    pub command: Vec<String>,
+    pub created: String,
+    pub state: Status,
+    pub status: String,
+    pub pid: Option<u32>,
+    pub exit_code: Option<u8>,
+}
+
+impl Line {
+    pub fn of(record: &Record, state: &State) -> Self {
+        Self {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            image: image(record),
+            command: record.config.command.clone(),
+            created: rfc3339(record.created),
+            state: state.status,
+            status: status(state, now()),
+            pid: state.pid,
+            exit_code: state.exit_code,
+        }
+    }
+}
+
+/// What `inspect` tells.
+#[derive(Debug, Serialize)]
+pub struct Description {
+    pub id: String,
+    pub name: String,
+    pub state: Status,
+    pub pid: Option<u32>,
+    pub exit_code: Option<u8>,
+    pub error: Option<String>,
+    pub image: String,
+    pub image_digest: Option<String>,
+    pub created: String,
+    pub started: Option<String>,
+    pub finished: Option<String>,
+    pub command: Vec<String>,
+    pub limits: Limits,
+    /// None yet: guests have no network.
+    pub network: Option<()>,
+    pub mounts: Vec<Value>,
+    pub disk: Option<DiskDescription>,
+    pub restart: String,
+    pub restarts: u32,
+    pub rm: bool,
+    pub kernel: Option<String>,
+    /// All of the machine's description, with the options' names.
+    pub config: Value,
+    pub dir: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Limits {
+    pub memory: u64,
+    pub cpus: u8,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DiskDescription {
+    pub path: String,
+    /// What the guest sees.
+    pub size: u64,
+    /// What it takes on the host.
+    pub used: u64,
+}
+
+impl Description {
+    pub fn of(vm: &Vm, state: State) -> Result<Self, serde_json::Error> {
+        let record = vm.record();
+        let config = &record.config;
+        Ok(Self {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            state: state.status,
+            pid: state.pid,
+            exit_code: state.exit_code,
+            error: state.error,
+            image: image(record),
+            image_digest: record.image.as_ref().map(|image| image.digest.clone()),
+            created: rfc3339(record.created),
+            started: state.started.map(rfc3339),
+            finished: state.finished.map(rfc3339),
+            command: config.command.clone(),
+            limits: Limits {
+                memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
+                cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
+            },
+            network: None,
+            mounts: Vec::new(),
+            disk: disk(vm),
+            restart: record.restart.to_string(),
+            restarts: state.restarts,
+            rm: record.rm,
+            kernel: config
+                .kernel
+                .as_ref()
+                .map(|path| path.display().to_string()),
+            config: serde_json::to_value(config)?,
+            dir: vm.dir().display().to_string(),
+        })
+    }
+}
+
+fn disk(vm: &Vm) -> Option<DiskDescription> {
+    use std::os::unix::fs::MetadataExt;
+    let path = vm.disk_path();
+    let meta = path.metadata().ok()?;
+    Some(DiskDescription {
+        path: path.display().to_string(),
+        size: meta.len(),
+        used: meta.blocks() * 512,
+    })
+}
+
+/// What a VM's root is made of, for people.
+pub fn image(record: &Record) -> String {
+    let config = &record.config;
+    let path = config.rootfs.as_ref().or(config.initrd.as_ref());
+    match (&record.image, &config.image, path) {
+        (Some(image), _, _) => image.reference.clone(),
+        (None, Some(image), _) => image.clone(),
+        (None, None, Some(path)) => path.display().to_string(),
+        (None, None, None) => "built-in".to_owned(),
+    }
+}
+
+/// The command line, for people.
+pub fn command(record: &Record) -> String {
+    let words = &record.config.command;
+    match (&words[..], record.config.boot) {
+        ([], Some(BootMode::Plain)) => "init".to_owned(),
+        ([], _) => "sh".to_owned(),
+        (words, _) => words.join(" "),
+    }
+}
+
+/// What a VM is doing, and since when, for people.
+pub fn status(state: &State, now: u64) -> String {
+    let since = |time: Option<u64>| rough(now.saturating_sub(time.unwrap_or(now)));
+    let code = state.exit_code.unwrap_or_default();
+    match state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => format!("Up {}", since(state.started)),
+        Status::Paused => format!("Up {} (Paused)", since(state.started)),
+        Status::Restarting => format!("Restarting ({code}) {} ago", since(state.finished)),
+        Status::Exited => format!("Exited ({code}) {} ago", since(state.finished)),
+        Status::Dead => format!("Dead ({code}) {} ago", since(state.finished)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_and_since_when() {
+        let state = |status| State {
+            status,
+            exit_code: Some(3),
+            started: Some(100),
+            finished: Some(160),
+            ..State::default()
+        };
+        let text = |of| status(&state(of), 220);
+        assert_eq!(text(Status::Running), "Up 2 minutes");
+        assert_eq!(text(Status::Paused), "Up 2 minutes (Paused)");
+        assert_eq!(text(Status::Exited), "Exited (3) 1 minute ago");
+        assert_eq!(text(Status::Dead), "Dead (3) 1 minute ago");
+        assert_eq!(text(Status::Created), "Created");
+    }
+}

@@ -1,0 +1,276 @@
+//! A VM's life around its monitor, the same whether somebody is attached or not: own the record,
+//! tell its state, run, tell its end, remove or release it.
+//!
+//! A detached VM's monitor is this same program, started with the VM's lock as its standard input
+//! (`detach`). What other processes do to a running VM is in `end`.
+
+mod detach;
+mod end;
+mod restart;
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::cli::{CliError, EXIT_CASITA};
+use crate::config::{BootMode, MachineConfig};
+use crate::dirs::Dirs;
+use crate::disk::{DEFAULT_SIZE, DiskSpec};
+use crate::monitor::{self, Attachment, Ended, MonitorError, VmRun};
+use crate::signals::Signals;
+use crate::stats::RunStats;
+use crate::vms::{NewVm, OwnedVm, Registry, RestartPolicy, State, Status, VmsError, now};
+
+pub use detach::{NotStarted, monitor_process, start_detached};
+pub use end::{EndError, kill, remove, signal, stop, wait_for_end};
+
+/// Why a VM's main process did not start.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct StartFailure {
+    /// The exit status that goes with it: 126 or 127 as in a shell, 125 if it is casita's.
+    pub status: u8,
+    /// One line for people.
+    pub message: String,
+}
+
+impl StartFailure {
+    /// Casita's own failure.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self {
+            status: EXIT_CASITA,
+            message: crate::cli::in_one_line(error),
+        }
+    }
+}
+
+impl From<VmsError> for StartFailure {
+    fn from(error: VmsError) -> Self {
+        Self::of(&error)
+    }
+}
+
+/// What a run needs of this process.
+pub struct Surroundings<'a> {
+    /// Where casita keeps its files.
+    pub dirs: &'a Dirs,
+    /// Our signals, taken over before any other thread existed.
+    pub signals: &'a Signals,
+    /// Where the main process's streams lead.
+    pub attachment: Attachment,
+    /// Stages so far.
+    pub stats: RunStats,
+}
+
+/// How one run of a VM ended.
+#[derive(Debug)]
+struct Run {
+    /// Whether its main process started.
+    started: bool,
+    ended: Result<Ended, MonitorError>,
+}
+
+impl Run {
+    fn exit_code(&self) -> u8 {
+        self.ended
+            .as_ref()
+            .map_or(EXIT_CASITA, |ended| ended.status)
+    }
+
+    /// Why it could not start or go on.
+    fn error(&self) -> Option<String> {
+        match &self.ended {
+            Ok(ended) => ended.error.clone(),
+            Err(error) => Some(crate::cli::in_one_line(error)),
+        }
+    }
+
+    fn failure(&self) -> StartFailure {
+        let silent = || "the VM ended before its command had started".to_owned();
+        StartFailure {
+            status: match self.exit_code() {
+                0 => EXIT_CASITA,
+                code => code,
+            },
+            message: self.error().unwrap_or_else(silent),
+        }
+    }
+}
+
+/// Refuses what contradicts itself in a VM that is to run with somebody attached or, if
+/// `detached`, without.
+///
+/// # Errors
+/// One line that says what.
+pub fn check(new: &NewVm, detached: bool) -> Result<(), CliError> {
+    match new.restart {
+        RestartPolicy::No => Ok(()),
+        _ if new.rm => Err("--rm and --restart contradict each other: leave out one".into()),
+        _ if !detached => Err("--restart needs -d: nobody can be attached to two runs".into()),
+        _ => Ok(()),
+    }
+}
+
+/// Records a VM and runs it to its end with somebody attached.
+///
+/// # Errors
+/// If it can't be recorded, made, or run; if it did not start nothing is left of it.
+pub fn run_attached(
+    registry: &Registry,
+    new: NewVm,
+    around: Surroundings<'_>,
+) -> Result<Ended, CliError> {
+    check(&new, false)?;
+    let mut vm = registry.create(new)?;
+    let run = run_once(&mut vm, around, |_| {})?;
+    if run.started {
+        finish(vm, run.exit_code(), run.error())?;
+    } else {
+        vm.remove()?;
+    }
+    Ok(run.ended?)
+}
+
+/// Records a VM and starts it with nobody attached; returns its ID.
+///
+/// # Errors
+/// If it can't be recorded or started; then nothing is left of it.
+pub fn run_detached(registry: &Registry, new: NewVm) -> Result<String, CliError> {
+    check(&new, true)?;
+    let vm = registry.create(new)?;
+    let id = vm.record().id.to_string();
+    match start_detached(vm) {
+        Ok(()) => Ok(id),
+        Err(not_started) => {
+            not_started.vm.remove()?;
+            Err(not_started.failure.into())
+        }
+    }
+}
+
+/// Runs the VM once. `tell` is told when its main process has started, or why it has not.
+fn run_once(
+    vm: &mut OwnedVm,
+    around: Surroundings<'_>,
+    tell: impl FnOnce(Result<(), StartFailure>) + Send + 'static,
+) -> Result<Run, VmsError> {
+    let before = vm.state();
+    vm.set_state(State {
+        status: match before.restarts {
+            0 => Status::Created,
+            _ => Status::Restarting,
+        },
+        pid: Some(std::process::id()),
+        exit_code: None,
+        error: None,
+        finished: None,
+        ..before
+    })?;
+    let config = machine_of(vm);
+    let runtime_dir = vm.runtime_dir()?;
+    let tell = Arc::new(Mutex::new(Some(tell)));
+    let (told, teller) = (tell.clone(), vm.teller());
+    let started = move |_| {
+        let running = teller.update(|state| {
+            state.status = Status::Running;
+            state.started = Some(now());
+        });
+        if let Err(error) = running {
+            log::warn!("{error}");
+        }
+        if let Some(tell) = taken(&told) {
+            tell(Ok(()));
+        }
+    };
+    let ended = monitor::run(VmRun {
+        config: &config,
+        dirs: around.dirs,
+        signals: around.signals,
+        attachment: around.attachment,
+        runtime_dir: Some(&runtime_dir),
+        teller: Some(vm.teller()),
+        console_log: console_log(vm)?,
+        check_kvm: !vm.record().skip_kvm_check,
+        on_started: Some(Box::new(started)),
+        stats: around.stats,
+    });
+    let untold = taken(&tell);
+    let run = Run {
+        started: untold.is_none(),
+        ended,
+    };
+    if let Some(tell) = untold {
+        tell(Err(run.failure()));
+    }
+    Ok(run)
+}
+
+fn taken<T>(place: &Mutex<Option<T>>) -> Option<T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// The recorded machine, with the disk of its own that a VM has unless it is temporary or has got
+/// another one.
+fn machine_of(vm: &OwnedVm) -> MachineConfig {
+    let record = vm.record();
+    let mut config = record.config.clone();
+    let agent = config.boot.unwrap_or_default() == BootMode::Agent;
+    let size = match config.disk {
+        None if agent => Some(DEFAULT_SIZE),
+        // With a name it is kept under that.
+        Some(DiskSpec::Temporary { size }) if config.name.is_none() => Some(size),
+        _ => None,
+    };
+    if let (Some(size), false) = (size, record.rm) {
+        config.disk = Some(DiskSpec::File {
+            path: vm.disk_path(),
+            size: Some(size),
+        });
+    }
+    config
+}
+
+/// For the kernel's messages; a temporary VM has none to keep.
+fn console_log(vm: &OwnedVm) -> Result<Option<File>, VmsError> {
+    if vm.record().rm {
+        return Ok(None);
+    }
+    let path = vm.console_log();
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    match options
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+    {
+        Ok(file) => Ok(Some(file)),
+        Err(source) => Err(VmsError::Io {
+            doing: "make",
+            path,
+            source,
+        }),
+    }
+}
+
+/// Tells how it ended for good, and gives it up; it is removed if that was wanted.
+fn finish(mut vm: OwnedVm, exit_code: u8, error: Option<String>) -> Result<(), VmsError> {
+    tell_end(&mut vm, exit_code, error)?;
+    if vm.record().rm { vm.remove() } else { Ok(()) }
+}
+
+fn tell_end(vm: &mut OwnedVm, exit_code: u8, error: Option<String>) -> Result<(), VmsError> {
+    // First, so that nobody finds a state that has ended beside a socket.
+    vm.clean();
+    let state = vm.state();
+    vm.set_state(State {
+        status: Status::Exited,
+        pid: None,
+        exit_code: Some(exit_code),
+        error,
+        finished: Some(now()),
+        ..state
+    })
+}
