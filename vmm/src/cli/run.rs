@@ -19,8 +19,8 @@ use crate::monitor::{Attachment, Ended};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
-use crate::volume::{TmpfsSpec, VolumeSpec};
 use crate::vms::{NewVm, Registry, RestartPolicy};
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Options of `casita run`.
 #[derive(Debug, Args)]
