@@ -15,6 +15,9 @@ use vm_memory_017::{
     Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use crate::virtio::spec::feature;
 
@@ -46,6 +49,9 @@ impl VhostUserBackend for Reverse {
     fn set_event_idx(&self, _enabled: bool) {}
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {
         Ok(())
+    }
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
     fn handle_event(
         &self,
@@ -96,7 +102,7 @@ fn reverse(chain: DescriptorChain<GuestMemoryLoadGuard<GuestMemoryMmap>>) -> u32
 pub struct FakeBackEnd {
     backend: Arc<Reverse>,
     connection: UnixStream,
-    _daemon: VhostUserDaemon<Arc<Reverse>>,
+    daemon: VhostUserDaemon<Arc<Reverse>>,
 }
 
 impl FakeBackEnd {
@@ -120,7 +126,7 @@ impl FakeBackEnd {
         let back_end = Self {
             backend,
             connection: connection.try_clone().unwrap(),
-            _daemon: daemon,
+            daemon,
         };
         (back_end, connection)
     }
@@ -130,8 +136,9 @@ impl FakeBackEnd {
         self.backend.idle.store(true, Ordering::SeqCst);
     }
 
-    /// What the front end sees when the process ends.
-    pub fn end(self) {
+    /// What the front end sees when the process ends. Nobody waits for kicks any more then.
+    pub fn end(mut self) {
         self.connection.shutdown(Shutdown::Both).unwrap();
+        self.daemon.wait().unwrap_err();
     }
 }
