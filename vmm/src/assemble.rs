@@ -19,6 +19,7 @@ use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::serial::SerialError;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::virtio::block::BlockError;
+use casita_devices::virtio::fs::FsError;
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::TransportError;
 use casita_devices::virtio::vsock::VsockError;
@@ -34,8 +35,9 @@ use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
 use crate::machine::{Devices, Event, EventSender, Machine};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{Backing, GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
+use crate::share::{Share, ShareError};
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
@@ -104,6 +106,10 @@ pub enum AssembleError {
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -130,6 +136,8 @@ pub struct Surroundings<'a> {
     pub signals: SignalHandler,
     /// Whether to refuse a KVM that can't run Linux before trying.
     pub check_kvm: bool,
+    /// Directories of the host that the guest gets.
+    pub shares: Vec<Share>,
     /// Stages so far.
     pub stats: RunStats,
 }
@@ -156,7 +164,8 @@ pub fn assemble(
     stats.stage("files-opened", monotonic_ns());
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
-    let vm = Vm::new(&kvm, GuestRam::new(MemoryLayout::new(memory.bytes())?)?)?;
+    let layout = MemoryLayout::new(memory.bytes())?;
+    let vm = Vm::new(&kvm, GuestRam::new(layout, backing(&around.shares))?)?;
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
@@ -171,6 +180,9 @@ pub fn assemble(
     }
     if let Some(disk) = files.disk {
         virtio.plug_in(board::disk_device(disk)?)?;
+    }
+    for share in &around.shares {
+        virtio.plug_in(board::fs_device(share)?)?;
     }
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     if let Some(path) = &config.vsock {
@@ -213,6 +225,7 @@ pub fn assemble(
             keyboard,
             stamps,
             virtio: transports,
+            shares: around.shares,
         },
         signals,
         io,
@@ -221,6 +234,15 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// Memory of one process alone is the cheaper kind: guests have the kernel's pages in common.
+fn backing(shares: &[Share]) -> Backing {
+    if shares.is_empty() {
+        Backing::Private
+    } else {
+        Backing::Shared
+    }
 }
 
 fn spawn_io_thread(sender: &EventSender) -> Result<EventLoop, EventLoopError> {

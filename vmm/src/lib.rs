@@ -18,6 +18,7 @@ pub mod memory;
 pub mod platform;
 pub mod progress;
 pub mod rootfs;
+pub mod share;
 pub mod signals;
 pub mod staging;
 pub mod stats;

@@ -18,6 +18,7 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::kvm::vm::Vm;
+use crate::share::Share;
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, VcpuFailure, VcpuThread};
@@ -165,6 +166,9 @@ pub struct Devices {
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
     pub virtio: Vec<Arc<MmioTransport>>,
+    /// The programs that serve directories of the host. They go after the devices, which take their
+    /// queues back from them.
+    pub shares: Vec<Share>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before

@@ -390,7 +390,7 @@ mod tests {
         let (region, at) = ram.memory().to_region_addr(GuestAddress(addr)).unwrap();
         let file = region.file_offset().unwrap();
         let mut bytes = vec![0; len];
-        let at = file.start() + at.raw_value();
+        let at = file.start() + at.0;
         file.file().read_exact_at(&mut bytes, at).unwrap();
         bytes
     }

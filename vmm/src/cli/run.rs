@@ -7,7 +7,7 @@ use casita_devices::stamp::monotonic_ns;
 use clap::Args;
 
 use super::{CliError, EXIT_CASITA};
-use crate::assemble::{Surroundings, assemble};
+use crate::assemble::{AssembleError, Surroundings, assemble};
 use crate::config::{
     BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig, MemorySize, parse_cpus,
 };
@@ -15,6 +15,7 @@ use crate::console::{Console, RawTerminal};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::machine::{End, Outcome, events};
+use crate::share::Share;
 use crate::signals::SignalHandler;
 use crate::stats::RunStats;
 
@@ -70,6 +71,9 @@ pub struct RunArgs {
     /// Try to start even if this machine's KVM can't run Linux guests
     #[arg(long)]
     skip_kvm_check: bool,
+    /// Directory of the host: `DIR,TAG` or `DIR,TAG,ro`
+    #[arg(long, hide = true, value_name = "DIR,TAG[,ro]")]
+    share: Vec<String>,
     /// Command and arguments [default: a shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -107,6 +111,19 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn shares(&self) -> Result<Vec<Share>, CliError> {
+        let start = |text: &String| {
+            let mut fields = text.split(',');
+            let (dir, tag) = (fields.next().unwrap_or_default(), fields.next());
+            let read_only = fields.next() == Some("ro");
+            let share = Share::start(dir.as_ref(), tag.unwrap_or("share"), read_only);
+            share.map_err(|error| CliError::from(AssembleError::from(error)))
+        };
+        self.share.iter().map(start).collect()
+    }
+}
+
 /// Boots a machine and waits for its end.
 ///
 /// # Errors
@@ -119,6 +136,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let console = Console::detect();
     let (sender, receiver) = events();
     let signals = SignalHandler::new(sender.clone())?;
+    let shares = args.shares()?;
     let machine = assemble(
         &config,
         Surroundings {
@@ -128,6 +146,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
             events: receiver,
             signals,
             check_kvm: !args.skip_kvm_check,
+            shares,
             stats,
         },
     )?;
