@@ -25,6 +25,7 @@ pub mod process_config;
 pub mod progress;
 pub mod rootfs;
 pub mod session;
+pub mod share;
 pub mod signals;
 pub mod staging;
 pub mod stats;
