@@ -15,6 +15,7 @@ pub mod stats;
 mod table;
 pub mod top;
 mod vms;
+pub mod volume;
 
 use std::error::Error;
 use std::io::Write;
@@ -99,6 +100,9 @@ enum Command {
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Make, list, remove, export and import volumes
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
     /// Tell what this machine can do, why not, and what mends it
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
+        Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),

@@ -102,8 +102,12 @@ fn to_stdout(files: &GuestFiles, source: &str, options: Options) -> Result<(), C
     } else {
         source.to_owned()
     };
-    let copy = files.copy_out(&source)?;
-    transfer(copy.as_fd(), stdout.as_fd()).map_err(io_error("write to", path))?;
+    receive_archive(files.copy_out(&source)?, stdout.as_fd(), path)
+}
+
+/// Writes the archive that the guest packs to `out`, which is at `path`.
+pub(crate) fn receive_archive(copy: Copy, out: BorrowedFd<'_>, path: &Path) -> Result<(), CpError> {
+    transfer(copy.as_fd(), out).map_err(io_error("write to", path))?;
     copy.finish()
 }
 
@@ -123,13 +127,7 @@ pub fn to_guest(
             return Err(RuleError::NotADirectory(target).into());
         }
         let copy = files.copy_in(&target)?;
-        let stdin = io::stdin();
-        return send(copy, |out| {
-            transfer(stdin.as_fd(), out).map_err(|error| {
-                let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-                CopyError::Archive("write", errno.unwrap_or(Errno::IO))
-            })
-        });
+        return send_archive(copy, io::stdin().as_fd());
     };
     let path = resolved(source, options.follow)?;
     // With its last slash, which says to follow a link.
@@ -150,6 +148,16 @@ pub fn to_guest(
         Err(error) => Err(error),
         Ok(()) => left_out.result(),
     }
+}
+
+/// Lets the guest unpack the archive that `from` holds.
+pub(crate) fn send_archive(copy: Copy, from: BorrowedFd<'_>) -> Result<(), CpError> {
+    send(copy, |out| {
+        transfer(from, out).map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+            CopyError::Archive("write", errno.unwrap_or(Errno::IO))
+        })
+    })
 }
 
 /// Runs `write`, which writes an archive, while the guest unpacks it. A guest that fails closes its
@@ -199,7 +207,7 @@ fn room(directory: &File) -> io::Result<u64> {
 }
 
 /// From one descriptor to another, until the first has no more.
-pub(crate) fn transfer(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+fn transfer(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         let count = match rustix::io::read(from, &mut buffer[..]) {

@@ -6,6 +6,7 @@
 mod guest;
 mod host;
 pub mod rules;
+pub mod volume;
 
 use std::io;
 use std::path::PathBuf;
@@ -14,10 +15,13 @@ use casita_agent::copy::CopyError;
 use thiserror::Error;
 
 use crate::control::{ClientError, ExecError};
+use crate::dirs::DirsError;
+use crate::monitor::MonitorError;
 use rules::RuleError;
 
 pub use guest::GuestFiles;
 pub use host::{Options, from_guest, to_guest};
+pub(crate) use host::{receive_archive, send_archive};
 
 /// Why files could not be copied.
 #[derive(Debug, Error)]
@@ -51,6 +55,15 @@ pub enum CpError {
     /// A chain of links in the guest without end.
     #[error("{0} leads through too many symbolic links in the VM")]
     Links(String),
+    /// A directory of ours is not usable.
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
+    /// A volume's own VM could not be run.
+    #[error(transparent)]
+    Monitor(#[from] Box<MonitorError>),
+    /// A volume's own VM went wrong.
+    #[error("{0}")]
+    Vm(String),
     /// The host refused something ordinary.
     #[error("can't {action} {}", path.display())]
     Io {
