@@ -9,6 +9,7 @@ mod images;
 mod plain;
 mod shares;
 mod terminal;
+mod volumes;
 mod vsock;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     plain::tests(&mut suite);
     shares::tests(&mut suite);
     terminal::tests(&mut suite);
+    volumes::tests(&mut suite);
     vsock::tests(&mut suite);
     suite.run(&arguments)
 }
@@ -63,6 +65,7 @@ fn warm_up() {
         // What is missing shows in the tests themselves.
         let _ = place.casita([&arguments, disk].concat()).finish();
     }
+    let _ = place.casita(["volume", "create", "v"]).finish();
 }
 
 /// `casita run` with `options`, and a shell that runs `script`.
