@@ -12,6 +12,7 @@ pub mod disk;
 pub mod doctor;
 pub mod files;
 pub mod guest;
+pub mod images;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -6,11 +6,11 @@
 //! other for ever. What a killed process leaves is taken up by the next that wants the same blob.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use casita::staging::is_at;
@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::PullError;
 use super::registry::{Backoff, Registry};
+use crate::section::Section;
 
 /// How often to look whether another process has finished a blob.
 const OTHER_PROCESS: Duration = Duration::from_millis(100);
@@ -37,53 +38,76 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// A blob's file, locked. Dropped, it is removed unless another process uses it or it is to be kept.
+/// Where blobs are put, and what becomes of them.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+    /// Whether what was begun is left for another attempt.
+    keep: Arc<AtomicBool>,
+    /// Bytes of blobs that are there.
+    done: Arc<AtomicU64>,
+}
+
+impl Folder {
+    /// `path` is a directory that is there; `done` counts the bytes.
+    pub fn new(path: PathBuf, done: Arc<AtomicU64>) -> Self {
+        Self {
+            path,
+            keep: Arc::default(),
+            done,
+        }
+    }
+}
+
+/// A blob's file, locked. Dropped, it is removed unless another process uses it or it is kept for
+/// another attempt.
 #[derive(Debug)]
 pub struct Blob {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
-    keep: bool,
+    keep: Arc<AtomicBool>,
 }
 
 impl Blob {
-    /// The whole content, from its beginning.
-    pub fn reader(&self) -> io::Result<File> {
-        // Its own position in the file.
-        File::open(format!("/proc/self/fd/{}", {
-            use std::os::fd::AsRawFd;
-            self.file.as_raw_fd()
-        }))
+    /// The content, from its beginning.
+    ///
+    /// # Errors
+    /// If the file can't be looked at.
+    pub fn reader(&self) -> io::Result<Section> {
+        let len = self.file.metadata()?.len();
+        Ok(Section::new(self.file.clone(), 0, len))
     }
 
-    /// Leaves the file for another attempt.
-    fn keep(mut self) {
-        self.keep = self.file.metadata().is_ok_and(|found| found.len() > 0);
+    fn is_worth_keeping(&self) -> bool {
+        self.keep.load(Ordering::Relaxed) && self.file.metadata().is_ok_and(|found| found.len() > 0)
     }
 }
 
 impl Drop for Blob {
     fn drop(&mut self) {
-        let last = flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if !self.keep && last && is_at(&self.file, &self.path).unwrap_or(false) {
+        let last = flock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if last && !self.is_worth_keeping() && is_at(&self.file, &self.path).unwrap_or(false) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Fetches a blob into `folder`, or the part of it that is not there yet. `done` counts its bytes.
+/// Fetches a blob into `folder`, or the part of it that is not there yet.
+///
+/// # Errors
+/// If it does not come, or is not what was wanted.
 pub async fn fetch(
     registry: &Registry,
-    folder: &Path,
+    folder: &Folder,
     wanted: Wanted,
-    done: Arc<AtomicU64>,
 ) -> Result<Blob, PullError> {
-    let path = folder.join(format!("{}.partial", wanted.digest.hex()));
+    let path = folder.path.join(format!("{}.partial", wanted.digest.hex()));
     let file_error = |source| PullError::File {
         path: path.clone(),
         source,
     };
     let (blob, whole) = loop {
-        match claim(&path, wanted.size).map_err(file_error)? {
+        match claim(&path, wanted.size, &folder.keep).map_err(file_error)? {
             Claim::Whole(blob) => break (blob, true),
             Claim::Partial(blob) => break (blob, false),
             Claim::Busy => tokio::time::sleep(OTHER_PROCESS).await,
@@ -92,18 +116,19 @@ pub async fn fetch(
     let mut download = Download {
         registry,
         wanted,
-        what: format!("{} of the image", wanted.digest),
+        what: format!("blob {}", wanted.digest),
         sha256: Sha256::new(),
         len: 0,
-        done,
+        done: folder.done.clone(),
         blob,
     };
     match download.run(whole).await {
         Ok(()) => Ok(download.blob),
         Err(error) => {
-            if error.keeps_downloads() {
-                download.blob.keep();
-            }
+            // Before this blob and its siblings are dropped.
+            folder
+                .keep
+                .store(error.keeps_downloads(), Ordering::Relaxed);
             Err(error)
         }
     }
@@ -118,7 +143,7 @@ enum Claim {
     Busy,
 }
 
-fn claim(path: &Path, size: u64) -> io::Result<Claim> {
+fn claim(path: &Path, size: u64, keep: &Arc<AtomicBool>) -> io::Result<Claim> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -137,9 +162,9 @@ fn claim(path: &Path, size: u64) -> io::Result<Claim> {
         return Ok(Claim::Busy);
     }
     let blob = Blob {
-        file,
+        file: Arc::new(file),
         path: path.to_owned(),
-        keep: false,
+        keep: keep.clone(),
     };
     Ok(if exclusive {
         Claim::Partial(blob)
@@ -193,14 +218,14 @@ impl Download<'_> {
 
     /// Lets others read it too.
     fn share(&self) -> Result<(), PullError> {
-        flock(&self.blob.file, FlockOperation::LockShared)
+        flock(&*self.blob.file, FlockOperation::LockShared)
             .map_err(|error| self.file_error(error.into()))
     }
 
     fn hash_what_is_there(&mut self) -> Result<(), PullError> {
         let mut buffer = vec![0; 256 << 10];
         loop {
-            let got = match self.blob.file.read(&mut buffer) {
+            let got = match (&*self.blob.file).read(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 got => got.map_err(|error| self.file_error(error))?,
             };
@@ -225,11 +250,9 @@ impl Download<'_> {
         self.done.fetch_sub(self.len, Ordering::Relaxed);
         self.sha256 = Sha256::new();
         self.len = 0;
-        self.blob
-            .file
-            .set_len(0)
-            .and_then(|()| self.blob.file.seek(SeekFrom::Start(0)))
-            .map(drop)
+        let mut file = &*self.blob.file;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
             .map_err(|error| self.file_error(error))
     }
 
@@ -278,8 +301,7 @@ impl Download<'_> {
                             size: self.wanted.size,
                         });
                     }
-                    self.blob
-                        .file
+                    (&*self.blob.file)
                         .write_all(&chunk)
                         .map_err(|error| self.file_error(error))?;
                     self.count(&chunk);

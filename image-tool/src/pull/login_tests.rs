@@ -24,11 +24,20 @@ fn a_login_stands_under_any_of_the_registrys_names() {
     ] {
         assert_eq!(user("nginx", &auth(key)).as_deref(), Some("user"), "{key}");
     }
-    for key in ["localhost:5000", "http://localhost:5000", "https://localhost:5000/v2/"] {
+    for key in [
+        "localhost:5000",
+        "http://localhost:5000",
+        "https://localhost:5000/v2/",
+    ] {
         let found = user("localhost:5000/a/b", &auth(key));
         assert_eq!(found.as_deref(), Some("user"), "{key}");
     }
-    for key in ["localhost", "localhost:5001", "localhost:5000/b", "docker.io"] {
+    for key in [
+        "localhost",
+        "localhost:5001",
+        "localhost:5000/b",
+        "docker.io",
+    ] {
         assert_eq!(user("localhost:5000/a/b", &auth(key)), None, "{key}");
     }
 }

@@ -60,11 +60,7 @@ struct Access {
 impl Registry {
     /// Finds out how to talk with the registry of `image`. One on this machine, or any with
     /// `insecure`, may be without TLS.
-    pub async fn open(
-        image: &Reference,
-        login: Login,
-        insecure: bool,
-    ) -> Result<Self, PullError> {
+    pub async fn open(image: &Reference, login: Login, insecure: bool) -> Result<Self, PullError> {
         let name = oci_client::Reference::with_tag(
             image.registry().to_owned(),
             image.repository().to_owned(),
@@ -197,18 +193,17 @@ impl Registry {
             }
             Login::None | Login::Elsewhere { .. } => RegistryAuth::Anonymous,
         };
-        let token = self
-            .oci
-            .auth(&self.name, &auth, RegistryOperation::Pull);
+        let token = self.oci.auth(&self.name, &auth, RegistryOperation::Pull);
         let token = match tokio::time::timeout(LOGIN, token).await {
             Ok(token) => token.map_err(|error| self.no_token(error))?,
             Err(_) => return Err(self.token_error("the token server does not answer")),
         };
         let authorization = match (token, auth) {
             (Some(token), _) => Some(format!("Bearer {token}")),
-            (None, RegistryAuth::Basic(user, password)) => {
-                Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
-            }
+            (None, RegistryAuth::Basic(user, password)) => Some(format!(
+                "Basic {}",
+                STANDARD.encode(format!("{user}:{password}"))
+            )),
             (None, _) => return Err(self.unauthorized()),
         };
         access.authorization = match authorization.map(HeaderValue::try_from) {
@@ -254,7 +249,9 @@ impl Registry {
 
     fn unauthorized(&self) -> PullError {
         let hint = match &self.login {
-            Login::None => "; `docker login`, `podman login` or `skopeo login` makes one".to_owned(),
+            Login::None => {
+                "; `docker login`, `podman login` or `skopeo login` makes one".to_owned()
+            }
             Login::Password { user, file, .. } => {
                 format!(", other than {user:?} from {}", file.display())
             }
@@ -398,10 +395,22 @@ mod tests {
 
     #[test]
     fn loopback_is_known_in_all_its_forms() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9", "[::1]:5000", "[::1]"] {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]:5000",
+            "[::1]",
+        ] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["docker.io", "localhost.example.com:5000", "128.0.0.1:1", "[::2]:5000"] {
+        for host in [
+            "docker.io",
+            "localhost.example.com:5000",
+            "128.0.0.1:1",
+            "[::2]:5000",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }
@@ -419,10 +428,7 @@ mod tests {
             asked("Sun, 06 Nov 1994 08:50:07 GMT"),
             Some(Duration::from_secs(30))
         );
-        assert_eq!(
-            asked("Sun, 06 Nov 1994 08:49:00 GMT"),
-            Some(Duration::ZERO)
-        );
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:00 GMT"), Some(Duration::ZERO));
         assert_eq!(asked("soon"), None);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod generate;
+pub mod image;
 pub mod run;
 
 use std::error::Error;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::images::ImagesError;
 use crate::progress;
 
 /// Casita's own failure, as opposed to the command's exit status.
@@ -43,10 +45,28 @@ pub struct Global {
     quiet: bool,
 }
 
+impl Global {
+    /// Whether causes of errors are asked for.
+    pub fn is_verbose(&self) -> bool {
+        self.verbose > 0
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Pull, import, list and remove images
+    Image(image::ImageArgs),
+    /// As `image pull`
+    #[command(hide = true)]
+    Pull(image::PullArgs),
+    /// As `image ls`
+    #[command(hide = true)]
+    Images(image::LsArgs),
+    /// As `image rm`
+    #[command(hide = true)]
+    Rmi(image::RmArgs),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
     /// Print shell completions or write man pages
@@ -72,17 +92,24 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Image(args) => image::image(&args, cli.global),
+        Command::Pull(args) => image::pull(&args, cli.global),
+        Command::Images(args) => image::ls(&args, cli.global),
+        Command::Rmi(args) => image::rm(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        report(&*error, cli.global.verbose > 0);
+        let told = error.downcast_ref::<ImagesError>();
+        if !told.is_some_and(ImagesError::is_told) {
+            report(&*error, cli.global.verbose > 0);
+        }
         EXIT_CASITA.into()
     })
 }
 
 /// Help is printed as it is; a wrong command line is told in one line like any other failure.
-fn report_usage(error: &clap::Error) -> ExitCode {
+pub fn report_usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if help || !error.use_stderr() {
@@ -112,7 +139,7 @@ fn usage_message(text: &str) -> String {
 
 /// One line for people: what failed and its root. With `chain`, every cause between on a line of
 /// its own.
-fn report(error: &(dyn Error + 'static), chain: bool) {
+pub fn report(error: &(dyn Error + 'static), chain: bool) {
     let mut causes = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -168,7 +195,8 @@ impl log::Log for StderrLog {
     fn flush(&self) {}
 }
 
-fn init_log(global: Global) {
+/// Sets how much is said, by the log and by progress.
+pub fn init_log(global: Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => LevelFilter::Error,
         (false, 0) => LevelFilter::Warn,
