@@ -125,7 +125,8 @@ proptest! {
     ) {
         let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
         let registry = registry.map(|registry| format!("{registry}/")).unwrap_or_default();
-        prop_assert!(format!("{registry}{path}{tag}").parse::<Reference>().is_ok());
+        let name = format!("{registry}{path}{tag}");
+        prop_assert!(name.parse::<Reference>().is_ok(), "{}", name);
     }
 
     #[test]
