@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest::Digest;
 use crate::time;
@@ -90,14 +90,23 @@ struct Run {
     working_dir: Option<String>,
     user: Option<String>,
     stop_signal: Option<String>,
-    exposed_ports: Option<BTreeMap<String, Empty>>,
-    volumes: Option<BTreeMap<String, Empty>>,
+    exposed_ports: Option<Names>,
+    volumes: Option<Names>,
     labels: Option<BTreeMap<String, Option<String>>>,
 }
 
 /// Docker writes sets as objects of empty objects.
-#[derive(Deserialize)]
-struct Empty {}
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let set = BTreeMap::<String, serde_json::Map<String, serde_json::Value>>::deserialize(
+            deserializer,
+        )?;
+        Ok(Self(set.into_keys().collect()))
+    }
+}
 
 #[derive(Deserialize)]
 struct Rootfs {
@@ -115,9 +124,6 @@ impl ConfigFile {
         }
         let document: Document = serde_json::from_slice(bytes).map_err(ConfigError::Json)?;
         let run = document.config.unwrap_or_default();
-        let names = |set: Option<BTreeMap<String, Empty>>| {
-            set.map(|set| set.into_keys().collect()).unwrap_or_default()
-        };
         let config = ImageConfig {
             entrypoint: run.entrypoint.unwrap_or_default(),
             cmd: run.cmd.unwrap_or_default(),
@@ -125,8 +131,8 @@ impl ConfigFile {
             workdir: run.working_dir.unwrap_or_default(),
             user: run.user.unwrap_or_default(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
-            exposed_ports: names(run.exposed_ports),
-            volumes: names(run.volumes),
+            exposed_ports: run.exposed_ports.unwrap_or_default().0,
+            volumes: run.volumes.unwrap_or_default().0,
             labels: run
                 .labels
                 .unwrap_or_default()

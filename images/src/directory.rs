@@ -355,6 +355,3 @@ fn xattrs(
     xattrs.sort();
     Ok(xattrs)
 }
-
-#[cfg(test)]
-mod tests;

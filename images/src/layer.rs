@@ -41,7 +41,7 @@ pub enum LayerError {
     #[error(transparent)]
     Write(#[from] ErofsError),
     /// The tar has another digest than the configuration says.
-    #[error("unpacks to {actual}, and the image's configuration says {expected}")]
+    #[error("it unpacks to {actual}, and the image's configuration says {expected}")]
     DiffId {
         /// What the configuration says.
         expected: crate::Digest,
@@ -317,6 +317,3 @@ fn meta(entry: &Entry) -> Result<Meta, EntryError> {
         xattrs,
     })
 }
-
-#[cfg(test)]
-mod tests;

@@ -90,7 +90,7 @@ fn the_image_for_this_machine_is_selected() {
     assert_eq!(all.select().unwrap(), &all.manifests[3]);
     let only_later = index(&[arm.clone(), later]);
     assert_eq!(only_later.select().unwrap(), &only_later.manifests[1]);
-    assert!(index(&[unnamed.clone()]).select().is_ok());
+    assert!(index(std::slice::from_ref(&unnamed)).select().is_ok());
     assert!(index(&[unnamed.clone(), unnamed]).select().is_err());
     let error = index(&[arm, windows]).select().unwrap_err().to_string();
     assert!(

@@ -23,19 +23,19 @@ const INPUT_BUFFER: usize = 128 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// Reading or decompressing failed.
-    #[error("can't be read: {0}")]
+    #[error("it can't be read: {0}")]
     Read(io::Error),
     /// It ends before its end.
-    #[error("is cut off")]
+    #[error("it is cut off")]
     Truncated,
     /// Compressed in a way that images never are.
-    #[error("is compressed by {0}; layers are plain, gzip or zstd")]
+    #[error("it is compressed by {0}; layers are plain, gzip or zstd")]
     Compression(&'static str),
     /// All layers together have more than the limit allows.
-    #[error("is too much: unpacked, the layers have more than {0} bytes (see --max-size)")]
+    #[error("it is too much: unpacked, the layers have more than {0} bytes (see --max-size)")]
     TooLarge(u64),
     /// The thread that should have sent more is gone.
-    #[error("can't be read: the thread that unpacks it has failed")]
+    #[error("it can't be read: the thread that unpacks it has failed")]
     Gone,
 }
 

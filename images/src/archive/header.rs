@@ -8,8 +8,8 @@ pub(super) const BLOCK: usize = 512;
 pub(super) struct Header([u8; BLOCK]);
 
 impl Header {
-    pub(super) fn check(bytes: [u8; BLOCK]) -> Result<Self, ArchiveError> {
-        let header = Self(bytes);
+    pub(super) fn check(bytes: &[u8; BLOCK]) -> Result<Self, ArchiveError> {
+        let header = Self(*bytes);
         let told = header.number(148..156, "checksum")?;
         // The sum is taken with blanks in its own place. Old writers summed signed bytes.
         let counted = |at: &usize| !(148..156).contains(at);
@@ -70,7 +70,7 @@ impl Header {
 
     /// Only the bits that belong to permissions; some writers add the file's type.
     pub(super) fn mode(&self) -> Result<u16, ArchiveError> {
-        Ok((self.number(100..108, "mode")? & 0o7777) as u16)
+        Ok((self.number(100..108, "mode")?.cast_unsigned() & 0o7777) as u16)
     }
 
     pub(super) fn uid(&self) -> Result<u32, ArchiveError> {

@@ -299,7 +299,7 @@ impl<R: BufRead> Archive<R> {
             return Ok(None);
         };
         if header.iter().any(|&byte| byte != 0) {
-            return Header::check(header).map(Some);
+            return Header::check(&header).map(Some);
         }
         // Two empty blocks end an archive, and some writers leave out the second.
         match self.block()? {
@@ -369,6 +369,3 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     }
     bytes
 }
-
-#[cfg(test)]
-mod tests;

@@ -237,7 +237,7 @@ mod tests {
     fn what_is_no_record_is_refused() {
         for bad in [
             &b"x"[..],
-            b"5 a=\n",
+            b"6 a=\n",
             b"99 a=b\n",
             b"7 a=bc\n7",
             b"6 abc\n",

@@ -6,7 +6,7 @@ use super::format::{BLOCK, DIRENT};
 use crate::tree::{Content, Directory, InodeId, Tree};
 
 /// A directory's names with `.` and `..`, which have their places in the order like any other.
-fn names<'a>(id: InodeId, directory: &'a Directory) -> impl Iterator<Item = (&'a [u8], InodeId)> {
+fn names(id: InodeId, directory: &Directory) -> impl Iterator<Item = (&[u8], InodeId)> {
     let mut own = [(&b"."[..], id), (&b".."[..], directory.parent)]
         .into_iter()
         .peekable();

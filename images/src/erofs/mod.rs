@@ -78,6 +78,3 @@ pub fn finish(
     let used = rustix::fs::fstat(&file).map_err(|error| ErofsError::Write(error.into()))?;
     Ok((file, used.st_blocks.cast_unsigned() * 512))
 }
-
-#[cfg(test)]
-mod tests;

@@ -347,6 +347,3 @@ impl<'a> Build<'a> {
         store.name(digest, None)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -356,6 +356,3 @@ pub fn device_number(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20)
         .then_some(minor & 0xff | major << 8 | (minor & !0xff) << 12)
 }
-
-#[cfg(test)]
-mod tests;

@@ -224,7 +224,7 @@ impl Tree {
                 b".." => {
                     at = self
                         .directory(at)
-                        .map_or(ROOT, |directory| directory.parent)
+                        .map_or(ROOT, |directory| directory.parent);
                 }
                 part => {
                     let dangling = || PathError::Dangling(lossy(link));
