@@ -193,7 +193,10 @@ fn broken_compression_is_refused() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&tar).unwrap();
     let gzip = gzip.finish().unwrap();
-    refused(&[gzip[..gzip.len() - 5].to_vec()], &["layer 1: it is cut off"]);
+    refused(
+        &[gzip[..gzip.len() - 5].to_vec()],
+        &["layer 1: it is cut off"],
+    );
     let mut damaged = gzip.clone();
     damaged[20] ^= 0xff;
     refused(&[damaged], &["layer 1: it can't be read"]);

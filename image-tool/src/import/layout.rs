@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use casita_images::manifest::{self, Descriptor, Document, Index, MAX_MANIFEST, Manifest};
 use casita_images::{ConfigFile, Digest, LayerInput, Reference};
+use sha2::{Digest as _, Sha256};
 
 use super::error::ImportError;
 use super::members::Members;
@@ -136,11 +137,14 @@ pub fn find(files: &Files, wanted: Option<&Reference>) -> Result<Found, ImportEr
                 size: layer.size,
             });
         }
+        if diff_ids.is_empty() {
+            check(section.clone(), &layer.digest)?;
+        }
         layers.push(LayerInput {
             name: layer.digest.to_string(),
             len: Some(section.len()),
             reader: Box::new(section),
-            // The configuration, whose digest was checked, says what has to be in the layer.
+            // The configuration, whose own digest was checked, says what is in the layer.
             diff_id: diff_ids.get(place).copied(),
         });
     }
@@ -151,6 +155,27 @@ pub fn find(files: &Files, wanted: Option<&Reference>) -> Result<Found, ImportEr
         config,
         layers,
     })
+}
+
+fn check(mut section: Section, digest: &Digest) -> Result<(), ImportError> {
+    let name = blob_name(digest);
+    let mut sha256 = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let got = match section.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(ImportError::Part { name, source }),
+            Ok(0) => break,
+            Ok(got) => got,
+        };
+        sha256.update(&buffer[..got]);
+    }
+    let got = Digest::from_bytes(sha256.finalize().into());
+    if got == *digest {
+        Ok(())
+    } else {
+        Err(ImportError::WrongDigest { name, got })
+    }
 }
 
 fn is_image(descriptor: &Descriptor) -> bool {

@@ -24,6 +24,9 @@ use layout::Files;
 use members::{Kind, Members};
 use stream::{Compression, Peeked, decompress};
 
+/// Of a plain file system nothing is known but its files.
+const NO_CONFIG: &[u8] = b"{}";
+
 /// An image in an archive.
 pub struct Found {
     references: Vec<Reference>,
@@ -104,7 +107,7 @@ impl Job<'_> {
         let (name, limits) = (self.name, self.limits);
         Ok(self
             .store
-            .import_directory(name, b"", path, limits, &told)?)
+            .import_directory(name, NO_CONFIG, path, limits, &told)?)
     }
 
     /// A file can be read again and anywhere.
@@ -168,7 +171,9 @@ impl Job<'_> {
         };
         let told = |progress: Told<'_>| self.count(progress);
         let (name, limits) = (self.name, self.limits);
-        Ok(self.store.import_rootfs(name, b"", tar, limits, &told)?)
+        Ok(self
+            .store
+            .import_rootfs(name, NO_CONFIG, tar, limits, &told)?)
     }
 
     /// Copies a stream into a file without a name.

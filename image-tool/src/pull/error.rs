@@ -97,6 +97,15 @@ pub enum PullError {
         /// What went wrong.
         reason: String,
     },
+    /// Nobody answers who gives tokens.
+    #[error("the token server of the registry {host} can't be reached")]
+    TokenServer {
+        /// The registry.
+        host: String,
+        /// What the connection gave.
+        #[source]
+        source: reqwest::Error,
+    },
     /// A body that ends too early, however often it is asked for.
     #[error("the registry {host} gives only {got} of the {size} bytes of {digest}")]
     Truncated {
@@ -151,7 +160,10 @@ impl PullError {
     pub fn keeps_downloads(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::Broken { .. } | Self::TooManyRequests { .. }
+            Self::Unreachable { .. }
+                | Self::Broken { .. }
+                | Self::TokenServer { .. }
+                | Self::TooManyRequests { .. }
         )
     }
 }

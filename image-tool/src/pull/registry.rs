@@ -5,6 +5,7 @@
 //! because that client neither bounds what it reads nor tells how long a registry asks to wait.
 
 use std::error::Error;
+use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -227,7 +228,10 @@ impl Registry {
                 }
                 self.unauthorized()
             }
-            OciDistributionError::RequestError(error) => self.broken(error),
+            OciDistributionError::RequestError(error) => PullError::TokenServer {
+                host: self.host.clone(),
+                source: error.without_url(),
+            },
             other => self.token_error(&other.to_string()),
         }
     }
@@ -375,16 +379,17 @@ async fn lacks_tls(http: &reqwest::Client, host: &str) -> bool {
 fn is_about_certificates(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        // An I/O error shows its inner one's source, and not the inner one itself.
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let tls = error.downcast_ref::<rustls::Error>().or(inner);
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
             return true;
         }
-        cause = error.source();
+        // An I/O error's source is that of the error in it, not that error.
+        cause = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     false
 }

@@ -4,11 +4,12 @@ use std::net::TcpListener;
 
 use anyhow::{Result, ensure};
 use casita_tests::place::Place;
+use casita_tests::run::Program;
 use casita_tests::suite::Suite;
 
 use crate::fake::{Answer, Fake, Request, serve};
 use crate::made::{Image, digest, index, noise, tar};
-use crate::{image as image_command, refused};
+use crate::refused;
 
 pub fn tests(suite: &mut Suite) {
     suite.test("a_registry_that_is_not_there", unreachable);
@@ -40,6 +41,12 @@ pub fn tests(suite: &mut Suite) {
     suite.test("a_token_server_that_is_not_there", no_token_server);
     suite.test("a_login_that_a_helper_keeps", helper);
     suite.test("logins_that_are_none", bad_logins);
+}
+
+/// Without progress, which may take a line when the registry is asked again and again.
+fn image_command(place: &Place, arguments: &[&str]) -> Program {
+    let quiet = [&["-q"], arguments].concat();
+    crate::image(place, &quiet)
 }
 
 fn fails(

@@ -176,12 +176,19 @@ fn one_line(text: &str) -> String {
 
 struct StderrLog;
 
+/// Libraries that log what they also return, so that people would be told twice.
+const TELL_TWICE: [&str; 4] = ["hyper", "oci_client", "reqwest", "rustls"];
+
 impl log::Log for StderrLog {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let twice = |name: &&str| metadata.target().starts_with(*name);
+        log::max_level() >= LevelFilter::Debug || !TELL_TWICE.iter().any(|name| twice(&name))
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let mut stderr = std::io::stderr().lock();
         // A closed standard error is no reason to fail.
         let _ = writeln!(
