@@ -20,8 +20,8 @@ check: deps ## the quick tier: format, lints, unit tests
 	$(CARGO) clippy --profile agent --package casita-agent --features init --bin casita-agent -- -D warnings
 	$(CARGO) test --workspace --lib
 
-build: deps ## target/release/casita
-	$(CARGO) build --release --package casita
+build: deps ## target/release/casita and its helper programs
+	$(CARGO) build --release --package casita --package casita-image
 	@test "$$(stat -c %s $(CASITA))" -le 4194304 || { echo "$(CASITA) is larger than 4 MiB" >&2; exit 1; }
 
 kernel: ## the guest kernel; the last line is the path of its vmlinux

@@ -86,7 +86,8 @@ fn root_tar() -> Result<()> {
     root(&place)?;
     let folder = place.path("bundle/rootfs");
     let (from, to) = (folder.display().to_string(), place.text("root.tar"));
-    run(&["tar", "-C", &from, "--numeric-owner", "-cf", &to, "."])?;
+    let all = ["--numeric-owner", "--xattrs", "--xattrs-include=*"];
+    run(&[&["tar", "-C", &from], &all[..], &["-cf", &to, "."]].concat())?;
     run(&["gzip", "-k", &to])?;
     for file in ["root.tar", "root.tar.gz"] {
         let told = crate::made(&place, &["import", file, "root:1"])?;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use casita_tests::place::Place;
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -207,6 +207,12 @@ fn first_layer(root: &Path) -> Result<()> {
     fs::write(root.join("opaque/sub/gone"), "x")?;
     fs::write(root.join("large"), noise(1_500_001))?;
     fs::hard_link(root.join("large"), root.join("linked"))?;
+    let none = XattrFlags::empty();
+    setxattr(root.join("bin/hello"), "user.note", b"kept", none)?;
+    // cap_net_bind_service, effective and permitted.
+    let mut capability = [0; 20];
+    (capability[0], capability[3], capability[5]) = (1, 2, 4);
+    setxattr(root.join("large"), "security.capability", &capability, none)?;
     symlink("../../bin/hello", root.join("home/user/link"))?;
     let mode = Mode::from(0o600);
     mknodat(

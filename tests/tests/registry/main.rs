@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         suite.all_miss(machine::lacks(program, package));
     }
     suite.all_miss((!machine::is_root()).then(|| "umoci keeps owners only for root".to_owned()));
+    suite.all_miss(compare::lacks_erofs());
     served::tests(&mut suite);
     imports::tests(&mut suite);
     suite.run(&Arguments::from_args())
