@@ -19,6 +19,7 @@ use casita_images::{
     Digest, Image, Import, LayerInput, Limits, Progress as Told, Reference, Store,
 };
 
+use crate::section::Section;
 use error::ImportError;
 use layout::Files;
 use members::{Kind, Members};
@@ -120,15 +121,11 @@ impl Job<'_> {
         match self.kind(&peeked)? {
             Kind::Images if peeked.compression() == Compression::None => self.images(file),
             kind => {
-                let peeked =
-                    Peeked::new(self.section(file, len)).map_err(|error| self.unreadable(error))?;
+                let peeked = Peeked::new(Section::new(Arc::new(file), 0, len))
+                    .map_err(|error| self.unreadable(error))?;
                 self.once(peeked, kind, Some(len))
             }
         }
-    }
-
-    fn section(&self, file: File, len: u64) -> crate::section::Section {
-        crate::section::Section::new(Arc::new(file), 0, len)
     }
 
     /// A stream can be read once.

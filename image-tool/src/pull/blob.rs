@@ -20,8 +20,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::backoff::Backoff;
 use super::error::PullError;
-use super::registry::{Backoff, Registry};
+use super::registry::Registry;
 use crate::section::Section;
 
 /// How often to look whether another process has finished a blob.

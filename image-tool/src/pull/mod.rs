@@ -4,6 +4,7 @@
 //! into a file, while the store already applies those that are there: it reads them through
 //! [`Awaited`], which waits until a layer is complete and its digest has been checked.
 
+mod backoff;
 mod blob;
 mod error;
 mod login;

@@ -212,21 +212,29 @@ fn converse(stream: &TcpStream, log: &Mutex<Vec<Request>>, rule: &Rule) -> std::
 }
 
 fn answer(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
-    let mut head = format!("HTTP/1.1 {} Told\r\nConnection: close\r\n", answer.status);
+    let mut head = Vec::new();
+    write!(
+        head,
+        "HTTP/1.1 {} Told\r\nConnection: close\r\n",
+        answer.status
+    )?;
     for (name, value) in &answer.headers {
-        head += &format!("{name}: {value}\r\n");
+        write!(head, "{name}: {value}\r\n")?;
     }
     if !answer.endless {
-        head += &format!("Content-Length: {}\r\n", answer.body.len());
+        write!(head, "Content-Length: {}\r\n", answer.body.len())?;
     }
-    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    head.extend_from_slice(b"\r\n");
+    stream.write_all(&head)?;
     let end = answer
         .cut
         .unwrap_or(answer.body.len())
         .min(answer.body.len());
     stream.write_all(&answer.body[..end])?;
-    while answer.endless {
-        stream.write_all(&answer.body)?;
+    if answer.endless {
+        loop {
+            stream.write_all(&answer.body)?;
+        }
     }
     if answer.hold {
         // Until the client closes it.

@@ -241,7 +241,7 @@ fn wrong_digest() -> Result<()> {
 
 fn too_much() -> Result<()> {
     let place = Place::new()?;
-    let one = Image::new(&[("a", &[0; 3_000_000])]);
+    let one = Image::new(&[("a", &vec![0; 3_000_000])]);
     Image::layout(&[("v1", &one)], &place.path("layout"))?;
     let (layout, to) = (place.text("layout"), place.text("archive"));
     run(&["tar", "-C", &layout, "-czf", &to, "."])?;

@@ -132,9 +132,10 @@ fn truncated() -> Result<()> {
     // All connections break at the same place.
     let rule = move |request: &Request| {
         let answer = serve(&served, request);
-        match request.path.contains("/blobs/") {
-            true => answer.cut(100_000_usize.saturating_sub(request.from())),
-            false => answer,
+        if request.path.contains("/blobs/") {
+            answer.cut(100_000_usize.saturating_sub(request.from()))
+        } else {
+            answer
         }
     };
     fails(rule, &["only 100000 of the", &layer]).map(drop)
@@ -170,9 +171,12 @@ fn no_tar() -> Result<()> {
 fn wrong_manifest() -> Result<()> {
     let (asked, other) = (one(), Image::new(&[("b", b"b")]));
     let expected = asked.digest();
-    let fake = Fake::start(move |request| match request.path.contains("/manifests/") {
-        true => Answer::ok(&other.manifest),
-        false => serve(&asked, request),
+    let fake = Fake::start(move |request| {
+        if request.path.contains("/manifests/") {
+            Answer::ok(&other.manifest)
+        } else {
+            serve(&asked, request)
+        }
     })?;
     let place = Place::new()?;
     let name = fake.name(&format!("app@{expected}"));
@@ -183,7 +187,7 @@ fn wrong_manifest() -> Result<()> {
 fn endless_manifest() -> Result<()> {
     let rule = |request: &Request| Answer {
         endless: request.path.contains("/manifests/"),
-        ..Answer::ok(&[b' '; 65536])
+        ..Answer::ok(&vec![b' '; 65536])
     };
     fails(rule, &["more than", "manifest"]).map(drop)
 }

@@ -5,12 +5,12 @@ use std::io::{IsTerminal, Write, stdin, stdout};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use casita_images::{Image, Reference, Removed, Store, StoreError};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::show::{ago, columns, now, size};
 use super::{CliError, Format, Global};
 use crate::dirs::Dirs;
 use crate::images::{self, ImagesError};
@@ -335,17 +335,7 @@ fn table(images: &[Image], now: u64) -> String {
         }
         rows.extend(image.references.iter().map(|name| row(split(name))));
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..head.len()).map(width).collect();
-    rows.iter().fold(String::new(), |mut text, row| {
-        let cells = row.iter().zip(&widths);
-        let line: Vec<_> = cells
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        text.push_str(line.join("   ").trim_end());
-        text.push('\n');
-        text
-    })
+    columns(&rows)
 }
 
 fn familiar(name: &str) -> String {
@@ -364,45 +354,6 @@ fn split(name: &str) -> (String, String) {
         (None, Some((repository, tag))) => (repository.to_owned(), tag.to_owned()),
         (None, None) => tag(&short),
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-/// How long ago something was, in the largest unit of which there are two.
-fn ago(seconds: u64) -> String {
-    const UNITS: [(&str, u64); 6] = [
-        ("years", 365 * 86400),
-        ("months", 30 * 86400),
-        ("weeks", 7 * 86400),
-        ("days", 86400),
-        ("hours", 3600),
-        ("minutes", 60),
-    ];
-    UNITS
-        .iter()
-        .find(|(_, unit)| seconds >= 2 * unit)
-        .map_or_else(
-            || format!("{seconds} seconds ago"),
-            |(name, unit)| format!("{} {name} ago", seconds / unit),
-        )
-}
-
-/// A size in the largest unit of which there is one, with one digit behind the point.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    UNITS
-        .iter()
-        .find(|(_, shift)| bytes >> shift > 0)
-        .map_or_else(
-            || format!("{bytes} B"),
-            |(name, shift)| {
-                let tenths = (u128::from(bytes) * 10) >> shift;
-                format!("{}.{} {name}", tenths / 10, tenths % 10)
-            },
-        )
 }
 
 #[cfg(test)]
@@ -431,17 +382,6 @@ mod tests {
              localhost:5000/a/b   v1       e3b0c44298fc   3 days ago   5.0 MiB\n\
              <none>               <none>   e3b0c44298fc   3 days ago   5.0 MiB\n"
         );
-    }
-
-    #[test]
-    fn times_and_sizes_are_short() {
-        assert_eq!(ago(0), "0 seconds ago");
-        assert_eq!(ago(119), "119 seconds ago");
-        assert_eq!(ago(120), "2 minutes ago");
-        assert_eq!(ago(3 * 365 * 86400), "3 years ago");
-        assert_eq!(size(1023), "1023 B");
-        assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(size(10 << 30), "10.0 GiB");
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod generate;
 pub mod image;
 pub mod run;
+pub mod show;
 
 use std::error::Error;
 use std::io::Write;
@@ -181,8 +182,9 @@ const TELL_TWICE: [&str; 4] = ["hyper", "oci_client", "reqwest", "rustls"];
 
 impl log::Log for StderrLog {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        let twice = |name: &&str| metadata.target().starts_with(*name);
-        log::max_level() >= LevelFilter::Debug || !TELL_TWICE.iter().any(|name| twice(&name))
+        let target = metadata.target();
+        log::max_level() >= LevelFilter::Debug
+            || !TELL_TWICE.iter().any(|name| target.starts_with(name))
     }
 
     fn log(&self, record: &log::Record<'_>) {
