@@ -20,9 +20,10 @@ check: deps ## the quick tier: format, lints, unit tests
 	$(CARGO) clippy --profile agent --package casita-agent --features init --bin casita-agent -- -D warnings
 	$(CARGO) test --workspace --lib
 
-# Two calls: in one the features of the two programs' dependencies would add up.
-build: deps ## target/release/casita and the program beside it
+# One call each: in one the features of the programs' dependencies would add up.
+build: deps ## target/release/casita and the programs beside it
 	$(CARGO) build --release --package casita
+	$(CARGO) build --release --package casita-image
 	$(CARGO) build --release --package casita-fs
 	@test "$$(stat -c %s $(CASITA))" -le 4194304 || { echo "$(CASITA) is larger than 4 MiB" >&2; exit 1; }
 

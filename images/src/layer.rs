@@ -223,8 +223,11 @@ impl Applier<'_> {
             return Err(EntryError::Whiteout);
         }
         let hidden = [directories, &[hidden]].concat();
-        if let Some(place) = self.tree.find_place(&hidden)? {
-            self.tree.whiteout(&place);
+        match self.tree.find_place(&hidden) {
+            Ok(Some(place)) => self.tree.whiteout(&place),
+            // A directory that the layer replaces by a file: umoci hides each of its files, too.
+            Ok(None) | Err(TreeError::Path(PathError::NotDirectory(_))) => (),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }

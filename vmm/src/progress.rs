@@ -93,7 +93,9 @@ fn draw(
     let mut pause = PATIENCE;
     let mut widest = 0;
     while wait(pause) {
-        let line = line(label, bytes(), begin.elapsed());
+        let bytes = bytes();
+        let bar = terminal.then(|| bar(bytes)).flatten().unwrap_or_default();
+        let line = line(label, &bar, bytes, begin.elapsed());
         if terminal {
             widest = widest.max(line.chars().count());
             let _ = write!(out, "\r{line:<widest$}");
@@ -109,7 +111,16 @@ fn draw(
     }
 }
 
-fn line(label: &str, bytes: Bytes, elapsed: Duration) -> String {
+/// How much of the whole is done, as a picture.
+fn bar(bytes: Bytes) -> Option<String> {
+    const WIDTH: usize = 24;
+    let total = u128::from(bytes.total.filter(|total| *total > 0)?);
+    let full = u128::from(bytes.done).min(total) * WIDTH as u128 / total;
+    let full = "#".repeat(usize::try_from(full).unwrap_or(WIDTH));
+    Some(format!(" [{full:.<WIDTH$}]"))
+}
+
+fn line(label: &str, bar: &str, bytes: Bytes, elapsed: Duration) -> String {
     const MIB: u64 = 1 << 20;
     let figure = match bytes {
         Bytes { done: 0, .. } => String::new(),
@@ -119,7 +130,7 @@ fn line(label: &str, bytes: Bytes, elapsed: Duration) -> String {
             total: Some(total),
         } => format!(" {} of {} MiB", done / MIB, total.div_ceil(MIB)),
     };
-    format!("casita: {label} ...{figure} {} s", elapsed.as_secs())
+    format!("casita: {label} ...{bar}{figure} {} s", elapsed.as_secs())
 }
 
 #[cfg(test)]
@@ -168,8 +179,23 @@ mod tests {
             total: Some((9 << 20) + 1),
         };
         assert_eq!(
-            line("x", bytes, Duration::from_secs(3)),
+            line("x", "", bytes, Duration::from_secs(3)),
             "casita: x ... 5 of 10 MiB 3 s"
+        );
+    }
+
+    #[test]
+    fn a_terminal_gets_a_bar_where_the_whole_is_known() {
+        let bar = |done, total| bar(Bytes { done, total });
+        assert_eq!(bar(5, None), None);
+        assert_eq!(bar(0, Some(0)), None);
+        assert_eq!(
+            bar(3, Some(4)).as_deref(),
+            Some(" [##################......]")
+        );
+        assert_eq!(
+            bar(9, Some(4)).as_deref(),
+            Some(" [########################]")
         );
     }
 

@@ -5,12 +5,14 @@ mod describe;
 pub mod doctor;
 pub mod exec;
 pub mod generate;
+pub mod image;
 pub mod inspect;
 pub mod lifecycle;
 pub mod logs;
 pub mod process_args;
 pub mod ps;
 pub mod run;
+pub mod show;
 pub mod stats;
 mod table;
 pub mod top;
@@ -24,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
 
@@ -57,6 +60,11 @@ pub struct Global {
 }
 
 impl Global {
+    /// Whether causes of errors are asked for.
+    pub fn is_verbose(self) -> bool {
+        self.verbosity() > 0
+    }
+
     fn verbosity(self) -> u8 {
         self.verbose.saturating_add(self.verbose_letter)
     }
@@ -105,6 +113,17 @@ enum Command {
     Volume(volume::VolumeCommand),
     #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
+    /// Pull, import, list and remove images
+    Image(image::ImageArgs),
+    /// As `image pull`
+    #[command(hide = true)]
+    Pull(image::PullArgs),
+    /// As `image ls`
+    #[command(hide = true)]
+    Images(image::LsArgs),
+    /// As `image rm`
+    #[command(hide = true)]
+    Rmi(image::RmArgs),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
     /// Print shell completions or write man pages
@@ -147,18 +166,25 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::top(&args),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
+        Command::Image(args) => image::image(&args, cli.global),
+        Command::Pull(args) => image::pull(&args, cli.global),
+        Command::Images(args) => image::ls(&args, cli.global),
+        Command::Rmi(args) => image::rm(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        report(&*error, cli.global.verbosity() > 0);
+        let told = error.downcast_ref::<ImagesError>();
+        if !told.is_some_and(ImagesError::is_told) {
+            report(&*error, cli.global.is_verbose());
+        }
         let status = error.downcast_ref::<StartFailure>();
         status.map_or(EXIT_CASITA, |failure| failure.status).into()
     })
 }
 
 /// Help is printed as it is; a wrong command line is told in one line like any other failure.
-fn report_usage(error: &clap::Error) -> ExitCode {
+pub fn report_usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if help || !error.use_stderr() {
@@ -188,7 +214,7 @@ fn usage_message(text: &str) -> String {
 
 /// One line for people: what failed and its root. With `chain`, every cause between on a line of
 /// its own.
-fn report(error: &(dyn Error + 'static), chain: bool) {
+pub fn report(error: &(dyn Error + 'static), chain: bool) {
     let mut stderr = std::io::stderr().lock();
     let line = if chain {
         error.to_string()
@@ -251,12 +277,20 @@ fn one_line(text: &str) -> String {
 
 struct StderrLog;
 
+/// Libraries that log what they also return, so that people would be told twice.
+const TELL_TWICE: [&str; 4] = ["hyper", "oci_client", "reqwest", "rustls"];
+
 impl log::Log for StderrLog {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let target = metadata.target();
+        log::max_level() >= LevelFilter::Debug
+            || !TELL_TWICE.iter().any(|name| target.starts_with(name))
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let mut stderr = std::io::stderr().lock();
         // A closed standard error is no reason to fail.
         let _ = writeln!(
@@ -270,7 +304,8 @@ impl log::Log for StderrLog {
     fn flush(&self) {}
 }
 
-fn init_log(global: Global) {
+/// Sets how much is said, by the log and by progress.
+pub fn init_log(global: Global) {
     let level = match (global.is_quiet(), global.verbosity()) {
         (true, _) => LevelFilter::Error,
         (false, 0) => LevelFilter::Warn,

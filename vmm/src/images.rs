@@ -1,0 +1,192 @@
+//! Images as this program sees them: what is in the store, and the helper program that brings more.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use casita_images::{Digest, Image, Reference, ReferenceError, Store, StoreError};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::dirs::Dirs;
+
+/// The program that pulls and imports.
+const HELPER: &str = "casita-image";
+/// Names the folder with the helper programs, where they are not beside this one.
+const LIBEXEC: &str = "CASITA_LIBEXEC";
+
+/// When to ask a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PullPolicy {
+    /// Each time.
+    Always,
+    /// When the image is not in the store.
+    #[default]
+    Missing,
+    /// Not at all.
+    Never,
+}
+
+/// Why there is no image to run.
+#[derive(Debug, thiserror::Error)]
+pub enum ImagesError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Not a name.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// It may not be pulled, or can't be by this name.
+    #[error("there is no image {0:?} in the store; `casita image ls` lists what there is")]
+    Missing(String),
+    /// The helper is not installed.
+    #[error("the program {} is missing; `make build` makes it, {LIBEXEC} names another folder", .0.display())]
+    NoHelper(PathBuf),
+    /// The helper can't be started.
+    #[error("the program {} can't be started", path.display())]
+    Helper {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The helper has already said what is wrong.
+    #[error("the image could not be pulled")]
+    Told,
+}
+
+impl ImagesError {
+    /// Whether people know already, so that it needs no other line.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::Told)
+    }
+}
+
+/// The store's folder.
+pub fn folder(dirs: &Dirs) -> PathBuf {
+    dirs.data().join("images")
+}
+
+/// Opens the store.
+///
+/// # Errors
+/// If its folder can't be made.
+pub fn store(dirs: &Dirs) -> Result<Store, ImagesError> {
+    Ok(Store::open(&folder(dirs))?)
+}
+
+/// The image that a person names, pulled first where `policy` says so.
+///
+/// # Errors
+/// If it is not there and can't be pulled.
+pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, ImagesError> {
+    let store = store(dirs)?;
+    let missing = || ImagesError::Missing(name.to_owned());
+    let known = store.get(name)?;
+    // A digest is no name that a registry could be asked for.
+    let by_digest = name.parse::<Digest>().is_ok();
+    match (known, policy) {
+        (Some(image), PullPolicy::Missing | PullPolicy::Never) => return Ok(image),
+        (Some(image), PullPolicy::Always) if by_digest => return Ok(image),
+        (None, PullPolicy::Never) => return Err(missing()),
+        (None, _) if by_digest => return Err(missing()),
+        (_, PullPolicy::Always | PullPolicy::Missing) => (),
+    }
+    let reference: Reference = name.parse()?;
+    let path = helper()?;
+    let status = Command::new(&path)
+        .arg("--store")
+        .arg(folder(dirs))
+        .args(["pull", &reference.to_string()])
+        // What is written there is the command's.
+        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|source| ImagesError::Helper { path, source })?;
+    if !status.success() {
+        return Err(ImagesError::Told);
+    }
+    store.get(&reference.to_string())?.ok_or_else(missing)
+}
+
+/// Finds the helper program beside this one.
+///
+/// # Errors
+/// If it is not there.
+pub fn helper() -> Result<PathBuf, ImagesError> {
+    let folder = match env::var_os(LIBEXEC).filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => env::current_exe()
+            .ok()
+            .and_then(|program| Some(program.parent()?.to_owned()))
+            .unwrap_or_default(),
+    };
+    let path = folder.join(HELPER);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(ImagesError::NoHelper(path))
+    }
+}
+
+/// The digests of the images that VMs use, whether those run or not.
+pub fn in_use(dirs: &Dirs) -> Vec<Digest> {
+    #[derive(Deserialize)]
+    struct Record {
+        image: Option<ImageUse>,
+    }
+    #[derive(Deserialize)]
+    struct ImageUse {
+        digest: Digest,
+    }
+    let Ok(vms) = fs::read_dir(dirs.data().join("vms")) else {
+        return Vec::new();
+    };
+    vms.flatten()
+        // A VM may go away while we look.
+        .filter_map(|vm| fs::read(vm.path().join("config.json")).ok())
+        .filter_map(|text| serde_json::from_slice::<Record>(&text).ok())
+        .filter_map(|record| Some(record.image?.digest))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_may_not_be_pulled_is_missing() {
+        let place = tempfile::tempdir().unwrap();
+        let dirs = Dirs::below(place.path());
+        let refused = resolve("none", PullPolicy::Never, &dirs).unwrap_err();
+        assert!(matches!(refused, ImagesError::Missing(name) if name == "none"));
+        let digest = Digest::of(b"").to_string();
+        for policy in [PullPolicy::Always, PullPolicy::Missing, PullPolicy::Never] {
+            let refused = resolve(&digest, policy, &dirs).unwrap_err();
+            assert!(matches!(refused, ImagesError::Missing(_)), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn images_of_vms_are_in_use() {
+        let place = tempfile::tempdir().unwrap();
+        let dirs = Dirs::below(place.path());
+        assert!(in_use(&dirs).is_empty());
+        let record = |id: &str, json: &str| {
+            let folder = dirs.data().join("vms").join(id);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("config.json"), json).unwrap();
+        };
+        let used = Digest::of(b"used");
+        record("a", "{\"image\":null}");
+        record("b", "damaged");
+        record(
+            "c",
+            &format!("{{\"name\":\"x\",\"image\":{{\"reference\":\"r\",\"digest\":\"{used}\"}}}}"),
+        );
+        assert_eq!(in_use(&dirs), [used]);
+    }
+}
