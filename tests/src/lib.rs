@@ -6,6 +6,7 @@
 pub mod image;
 pub mod kernel;
 pub mod machine;
+pub mod oci;
 pub mod place;
 pub mod run;
 pub mod suite;

@@ -78,8 +78,9 @@ fn casita(subjects: &Subjects, layout: &Path) -> Result<(f64, f64)> {
     let data = fresh(subjects, "import-data")?;
     let mut command = Command::new(&subjects.casita);
     command
-        .args(["image", "import", "--name", "bench-import"])
+        .args(["image", "import"])
         .arg(layout)
+        .arg("bench-import")
         .env("XDG_DATA_HOME", &data);
     let time = time_to_end(&mut command)?;
     let images = data.join("casita/images");
