@@ -11,3 +11,4 @@ pub mod place;
 pub mod run;
 pub mod suite;
 pub mod terminal;
+pub mod vm;
