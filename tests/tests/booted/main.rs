@@ -32,10 +32,11 @@ fn main() -> ExitCode {
     let missing = machine::lacks_file(&machine::casita())
         .or_else(|| machine::lacks_file(&machine::default_kernel()));
     let runs = missing.is_none() && !arguments.list;
-    if runs && !machine::is_lab() {
-        if let Err(error) = casita_tests::oci::prepare() {
-            eprintln!("{error:#}");
-        }
+    if runs
+        && !machine::is_lab()
+        && let Err(error) = casita_tests::oci::prepare()
+    {
+        eprintln!("{error:#}");
     }
     if runs && !machine::is_lab() && !machine::runs_guests() {
         println!("this machine's KVM can't run guests: the tests run in the lab");
