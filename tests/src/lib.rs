@@ -6,7 +6,9 @@
 pub mod image;
 pub mod kernel;
 pub mod machine;
+pub mod oci;
 pub mod place;
 pub mod run;
 pub mod suite;
 pub mod terminal;
+pub mod vm;

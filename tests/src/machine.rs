@@ -123,6 +123,11 @@ pub fn runs_guests() -> bool {
     doctor("guest-code").is_some_and(|(status, _)| status == "ok")
 }
 
+/// Whether everything is to be tried at full length, `$CASITA_LONG`: what takes hours in the lab.
+pub fn is_long() -> bool {
+    env::var_os("CASITA_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 /// Whether this is the lab already.
 pub fn is_lab() -> bool {
     env::var_os("CASITA_LAB").is_some()

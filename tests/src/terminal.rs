@@ -43,13 +43,7 @@ impl Seat {
             .open(name.to_str()?)
             .context("opening the terminal")?
             .into();
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: cols,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&terminal, size)?;
+        tcsetwinsize(&terminal, size(rows, cols))?;
         let before = tcgetattr(&terminal)?;
         // It makes the terminal the session's and then becomes the program: the same process.
         let child = program
@@ -88,6 +82,14 @@ impl Seat {
     pub fn shows(&mut self, text: &str) -> Result<()> {
         self.read_up_to = self.screen.wait_for(text, self.read_up_to)?;
         Ok(())
+    }
+
+    /// Changes the terminal's size, as a person does who pulls at its window.
+    ///
+    /// # Errors
+    /// If it does not take that.
+    pub fn resize(&self, rows: u16, cols: u16) -> Result<()> {
+        Ok(tcsetwinsize(&self.terminal, size(rows, cols))?)
     }
 
     /// Checks that the terminal passes every key on as it is.
@@ -143,6 +145,15 @@ impl Seat {
             settings(&after)
         );
         Ok(())
+    }
+}
+
+fn size(rows: u16, cols: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::Subjects;
-use crate::namespaces::Container;
+use crate::containers::Containers;
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::{Running, StampAt, ms, time_to_end, time_to_event};
 use crate::result::{Goal, PartResult};
@@ -84,15 +84,15 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     // First, because it shows that both come as far as to a shell.
     let mut exits = PartResult::new("", result.fingerprint.clone());
     count_exits(subjects, &peer, &mut exits)?;
-    let containers = Container::all(subjects)?;
+    let containers = Containers::new(subjects)?;
     for run in 0..=subjects.runs {
         let counted = run > 0; // the first one warms caches
         let mut round = PartResult::new("", result.fingerprint.clone());
         one_casita(subjects, &mut round)?;
         one_qemu(subjects, &peer, &mut round)?;
-        for container in &containers {
-            let time = time_to_end(&mut container.command(run))?;
-            round.add(TO_END, container.name, "ms", time);
+        for kind in containers.installed() {
+            let mut command = containers.run(kind, &format!("bench-{run}"), &["/bin/true"])?;
+            round.add(TO_END, kind.name(), "ms", time_to_end(&mut command)?);
         }
         for row in round.rows.iter().filter(|_| counted) {
             result.add(&row.what, &row.who, &row.unit, row.values[0]);
@@ -110,7 +110,7 @@ fn shell() -> [&'static str; 3] {
 
 fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
     let path = subjects.work.join("stats.json");
-    let mut command = peers::casita(subjects, "256M");
+    let mut command = peers::casita(subjects, "256M")?;
     command.arg("--stats").arg(&path).args(["--", "true"]);
     let running = Running::start(&mut command)?;
     let start = running.started_ns;
@@ -152,7 +152,7 @@ fn one_qemu(subjects: &Subjects, peer: &Peer, round: &mut PartResult) -> Result<
 
 /// Reads KVM's counters of one VM of each monitor, booted to an idle shell.
 fn count_exits(subjects: &Subjects, peer: &Peer, result: &mut PartResult) -> Result<()> {
-    let mut casita = peers::casita(subjects, "256M");
+    let mut casita = peers::casita(subjects, "256M")?;
     casita.arg("--").args(shell());
     let mut qemu = peer.qemu(subjects, &peer.run_shell, false);
     for (who, command) in [(CASITA, &mut casita), (QEMU, &mut qemu)] {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::Subjects;
 
 /// Where and with what a part ran.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// The CPU as the system names it, and how many.
     pub cpu: String,
@@ -36,6 +36,9 @@ pub struct Fingerprint {
     pub guest_kernel: String,
     /// The peer.
     pub qemu: String,
+    /// The containers' programs, those that are installed.
+    #[serde(default)]
+    pub containers: Vec<String>,
 }
 
 impl Fingerprint {
@@ -68,6 +71,11 @@ impl Fingerprint {
             casita: first_line(Command::new(&subjects.casita).arg("--version")),
             guest_kernel: guest_kernel(&subjects.kernel)?,
             qemu: first_line(Command::new("qemu-system-x86_64").arg("--version")),
+            containers: ["crun", "runc", "bwrap", "unshare", "umoci"]
+                .map(|name| first_line(Command::new(name).arg("--version")))
+                .into_iter()
+                .filter(|line| line != "not installed")
+                .collect(),
         })
     }
 }

@@ -45,7 +45,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     let disk = make_disk(subjects)?;
     for run in 0..subjects.runs {
         for who in [CASITA, QEMU_IO_URING, QEMU_THREADS] {
-            let mut command = command(subjects, who, &disk);
+            let mut command = command(subjects, who, &disk)?;
             run_jobs(&mut command, who, result).with_context(|| format!("fio under {who}"))?;
             eprintln!("fio: round {} of {}, {who}", run + 1, subjects.runs);
         }
@@ -54,15 +54,15 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     Ok(())
 }
 
-fn command(subjects: &Subjects, who: &str, disk: &Path) -> Command {
+fn command(subjects: &Subjects, who: &str, disk: &Path) -> Result<Command> {
     if who == CASITA {
-        let mut command = peers::casita(subjects, "256M");
+        let mut command = peers::casita(subjects, "256M")?;
         command.arg("--disk").arg(disk);
         command.args(["--boot", "plain", "--cmdline"]);
         command.arg(format!("root=/dev/vda ro {CMDLINE}"));
-        return command;
+        return Ok(command);
     }
-    Qemu {
+    let qemu = Qemu {
         memory: "256M",
         initrd: None,
         cmdline: &format!("root=/dev/vda ro {CMDLINE}"),
@@ -75,8 +75,8 @@ fn command(subjects: &Subjects, who: &str, disk: &Path) -> Command {
         },
         io_thread: who == QEMU_IO_URING,
         exit_at_stage: false,
-    }
-    .command(subjects)
+    };
+    Ok(qemu.command(subjects))
 }
 
 /// A file system, because casita takes no other file as a disk, with data behind its own blocks.

@@ -3,15 +3,19 @@
 //! `tests/bench` prepares what the parts need and runs each where it can be measured.
 
 mod boot;
+mod containers;
+mod exec;
 mod fingerprint;
 mod fio;
+mod import;
 mod memory;
-mod namespaces;
 mod peers;
 mod process;
 mod report;
 mod result;
+mod run;
 mod start;
+mod streams;
 
 use std::path::PathBuf;
 
@@ -33,6 +37,14 @@ enum Part {
     Start(Subjects),
     /// exec to init, and VM exits
     Boot(Subjects),
+    /// Start to exit of a command in a new VM
+    Run(Subjects),
+    /// Start to exit of a command in a running VM
+    Exec(Subjects),
+    /// Bytes a second through standard input and output
+    Streams(Subjects),
+    /// From an OCI layout to a root image
+    Import(Subjects),
     /// Memory of idle VMs
     Memory(Subjects),
     /// fio in the guest
@@ -68,6 +80,9 @@ pub struct Subjects {
     /// For files that are written while measuring
     #[arg(long)]
     pub work: PathBuf,
+    /// The image that is imported, an OCI layout
+    #[arg(long)]
+    pub layout: Option<PathBuf>,
     /// Runs of each peer
     #[arg(long)]
     pub runs: usize,
@@ -101,6 +116,10 @@ fn main() -> Result<()> {
         match Cli::parse().part {
             Part::Start(subjects) => ("start", start::measure, subjects),
             Part::Boot(subjects) => ("boot", boot::measure, subjects),
+            Part::Run(subjects) => ("run", run::measure, subjects),
+            Part::Exec(subjects) => ("exec", exec::measure, subjects),
+            Part::Streams(subjects) => ("streams", streams::measure, subjects),
+            Part::Import(subjects) => ("import", import::measure, subjects),
             Part::Memory(subjects) => ("memory", memory::measure, subjects),
             Part::Fio(subjects) => ("fio", fio::measure, subjects),
             Part::Report { dir } => return report::report(&dir),

@@ -47,7 +47,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
         let mut running = Vec::new();
         for vm in 0..VMS {
             let mut command = if who == CASITA {
-                let mut command = peers::casita(subjects, "128M");
+                let mut command = peers::casita(subjects, "128M")?;
                 command.arg("--").args(SHELL);
                 command
             } else {

@@ -1,5 +1,7 @@
 //! The command lines of the monitors: the same kernel, image, memory and devices for each.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,17 +14,71 @@ pub const CASITA: &str = "casita";
 /// The peer's.
 pub const QEMU: &str = "QEMU microvm";
 
-/// `casita run` with one vCPU.
-pub fn casita(subjects: &Subjects, memory: &str) -> Command {
+/// `casita` with folders of its own, so that nothing is left of what is measured.
+fn program(subjects: &Subjects) -> Result<Command> {
     let mut command = Command::new(&subjects.casita);
+    for (variable, name) in [("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run")] {
+        let folder = subjects.work.join(name);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)?;
+        command.env(variable, folder);
+    }
+    Ok(command)
+}
+
+/// `casita run` with one vCPU, of which nothing stays.
+pub fn casita(subjects: &Subjects, memory: &str) -> Result<Command> {
+    let mut command = program(subjects)?;
     command
-        .arg("run")
+        .args(["run", "--rm"])
         .arg("--kernel")
         .arg(&subjects.kernel)
         .arg("--rootfs")
         .arg(&subjects.image)
         .args(["--memory", memory, "--cpus", "1"]);
-    command
+    Ok(command)
+}
+
+/// A VM that runs in the background until this is dropped.
+pub struct StandingVm<'a> {
+    subjects: &'a Subjects,
+    name: String,
+}
+
+impl<'a> StandingVm<'a> {
+    /// Starts it with `words` as its command.
+    pub fn start(subjects: &'a Subjects, memory: &str, name: &str, words: &[&str]) -> Result<Self> {
+        let mut command = casita(subjects, memory)?;
+        command.args(["--detach", "--name", name, "--"]).args(words);
+        let output = command.stdin(Stdio::null()).output()?;
+        ensure!(
+            output.status.success(),
+            "casita run --detach failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(Self {
+            subjects,
+            name: name.to_owned(),
+        })
+    }
+
+    /// `casita exec` of `words` in it.
+    pub fn exec(&self, words: &[&str]) -> Result<Command> {
+        let mut command = program(self.subjects)?;
+        command.args(["exec", &self.name, "--"]).args(words);
+        Ok(command)
+    }
+}
+
+impl Drop for StandingVm<'_> {
+    fn drop(&mut self) {
+        // What can't be removed ends with the lab, or is named by the next start.
+        if let Ok(mut command) = program(self.subjects) {
+            let _ = command.args(["rm", "--force", &self.name]).status();
+        }
+    }
 }
 
 /// What QEMU is to boot, and how.
@@ -129,7 +185,7 @@ pub fn make_disk(subjects: &Subjects, name: &str, size: &str) -> Result<PathBuf>
 
 /// The kernel command line that `casita run` gives its guest, as the guest sees it.
 pub fn casita_cmdline(subjects: &Subjects) -> Result<String> {
-    let output = casita(subjects, "256M")
+    let output = casita(subjects, "256M")?
         .args(["--", "cat", "/proc/cmdline"])
         .stdin(Stdio::null())
         .output()?;

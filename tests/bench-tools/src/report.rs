@@ -9,9 +9,13 @@ use anyhow::{Context, Result};
 use crate::result::{Goal, PartResult, Row};
 
 /// The parts in the order of the report, with their headings.
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 8] = [
     ("start", "Start of a monitor"),
     ("boot", "Boot"),
+    ("run", "A command in a new VM"),
+    ("exec", "A command in a running VM"),
+    ("streams", "Standard streams"),
+    ("import", "Image import"),
     ("memory", "Memory"),
     ("fio", "Disk"),
 ];
@@ -61,6 +65,7 @@ fn describe(heading: &str, result: &PartResult, text: &mut String) -> std::fmt::
             "with",
             format!("{}; {}; {}", print.casita, print.guest_kernel, print.qemu),
         ),
+        ("", print.containers.join("; ")),
     ] {
         writeln!(text, "{name:<5} {value}")?;
     }

@@ -122,6 +122,23 @@ impl PartResult {
         }
     }
 
+    /// Adds a row with the values of `who` divided by those of `peer`, run by run, if the peer was
+    /// there.
+    pub fn add_ratio(&mut self, what: &str, who: &str, peer: &str, goal: Option<Goal>) {
+        let (Some(ours), Some(theirs)) = (self.row(what, who), self.row(what, peer)) else {
+            return;
+        };
+        let values = ours.values.iter().zip(&theirs.values);
+        let row = Row {
+            what: format!("{what}: of {peer}'s"),
+            who: who.to_owned(),
+            unit: "times".to_owned(),
+            values: values.map(|(ours, theirs)| ours / theirs).collect(),
+            goal,
+        };
+        self.rows.push(row);
+    }
+
     /// The row of `what` and `who`.
     pub fn row(&self, what: &str, who: &str) -> Option<&Row> {
         self.rows
@@ -149,6 +166,23 @@ mod tests {
         assert!((row(&[9.0, 1.0, 3.0, 2.0]).median() - 2.5).abs() < 1e-9);
         assert!((row(&[9.0, 1.0, 3.0]).median() - 3.0).abs() < 1e-9);
         assert!(row(&[]).median().is_nan());
+    }
+
+    #[test]
+    fn a_ratio_is_that_of_each_run() {
+        let mut result = PartResult::new("", Fingerprint::default());
+        for (ours, theirs) in [(6.0, 3.0), (9.0, 1.0), (8.0, 2.0)] {
+            result.add("time", "us", "ms", ours);
+            result.add("time", "them", "ms", theirs);
+        }
+        result.add_ratio("time", "us", "nobody", None);
+        result.add_ratio("time", "us", "them", Some(Goal::AtMost(4.0)));
+        let row = result.rows.last().unwrap();
+        assert_eq!(row.values, [2.0, 9.0, 4.0]);
+        assert_eq!(
+            (row.what.as_str(), result.rows.len()),
+            ("time: of them's", 3)
+        );
     }
 
     #[test]

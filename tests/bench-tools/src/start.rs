@@ -21,7 +21,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     );
     // The first run of each warms caches and is not counted.
     for run in 0..=subjects.runs {
-        let mut casita = peers::casita(subjects, "256M");
+        let mut casita = peers::casita(subjects, "256M")?;
         casita.args(["--skip-kvm-check", "--", "true"]);
         let mut qemu = Qemu {
             memory: "256M",

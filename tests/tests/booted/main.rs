@@ -5,9 +5,14 @@ mod command;
 mod detached;
 mod disks;
 mod ends;
+mod exec;
 mod hardware;
 mod images;
+mod life;
+mod oci;
 mod plain;
+mod postgres;
+mod process;
 mod shares;
 mod terminal;
 mod volumes;
@@ -29,7 +34,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let missing = machine::lacks_file(&machine::casita())
         .or_else(|| machine::lacks_file(&machine::default_kernel()));
-    if missing.is_none() && !arguments.list && !machine::is_lab() && !machine::runs_guests() {
+    let runs = missing.is_none() && !arguments.list;
+    if runs
+        && !machine::is_lab()
+        && let Err(error) = casita_tests::oci::prepare()
+    {
+        eprintln!("{error:#}");
+    }
+    if runs && !machine::is_lab() && !machine::runs_guests() {
         println!("this machine's KVM can't run guests: the tests run in the lab");
         warm_up();
         if let Err(error) = machine::go_on_in_the_lab(LAB_SECONDS) {
@@ -43,9 +55,14 @@ fn main() -> ExitCode {
     detached::tests(&mut suite);
     disks::tests(&mut suite);
     ends::tests(&mut suite);
+    exec::tests(&mut suite);
     hardware::tests(&mut suite);
     images::tests(&mut suite);
+    life::tests(&mut suite);
+    oci::tests(&mut suite);
     plain::tests(&mut suite);
+    postgres::tests(&mut suite);
+    process::tests(&mut suite);
     shares::tests(&mut suite);
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
@@ -74,6 +91,11 @@ fn warm_up() {
 fn shell(place: &Place, options: &[&str], script: &str) -> Program {
     let command = ["--", "sh", "-c", script];
     place.casita([&["run"], options, &command].concat())
+}
+
+/// `casita run --rm` with `options`, and a shell that runs `script`.
+fn vm(place: &Place, options: &[&str], script: &str) -> Program {
+    shell(place, &[&["--rm"], options].concat(), script)
 }
 
 /// Runs a shell to its end, which has to be with status 0.
