@@ -7,6 +7,7 @@ mod ends;
 mod hardware;
 mod images;
 mod plain;
+mod process;
 mod terminal;
 mod vsock;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     plain::tests(&mut suite);
+    process::tests(&mut suite);
     terminal::tests(&mut suite);
     vsock::tests(&mut suite);
     suite.run(&arguments)
