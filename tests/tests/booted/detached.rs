@@ -8,9 +8,6 @@ use casita_tests::suite::Suite;
 
 pub fn tests(suite: &mut Suite) {
     suite.test("a_detached_commands_streams_are_in_its_log", log);
-    suite.test("a_stop_lets_the_command_finish_its_work", stop);
-    suite.test("a_command_that_ignores_the_stop_is_killed", deaf);
-    suite.test("a_vm_finds_its_disk_when_it_is_started_again", again);
     suite.test("a_detached_command_that_is_not_there_is_127", missing);
     suite.test("a_guest_sleeps_through_a_pause_without_complaint", pause);
     suite.test("a_temporary_vms_disk_goes_with_it", temporary);
@@ -49,44 +46,6 @@ fn log() -> Result<()> {
         log.stdout == b"out\n\xff\0" && log.stderr == b"err\n",
         "{log}"
     );
-    Ok(())
-}
-
-fn stop() -> Result<()> {
-    let place = Place::new()?;
-    let script = "trap 'echo saved; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
-    start(&place, &[], script)?;
-    until_logged(&place, "ready\n")?;
-    ok(&place, &["stop", "a"])?;
-    ensure!(ok(&place, &["wait", "a"])?.text() == "9\n");
-    ensure!(ok(&place, &["logs", "-n", "1", "a"])?.text() == "saved\n");
-    Ok(())
-}
-
-fn deaf() -> Result<()> {
-    let place = Place::new()?;
-    start(
-        &place,
-        &[],
-        "trap '' TERM; echo ready; while :; do sleep 1000; done",
-    )?;
-    until_logged(&place, "ready\n")?;
-    ok(&place, &["stop", "-t", "100ms", "a"])?;
-    ensure!(ok(&place, &["wait", "a"])?.text() == "137\n");
-    Ok(())
-}
-
-fn again() -> Result<()> {
-    let place = Place::new()?;
-    start(
-        &place,
-        &["--disk", "64M"],
-        "cat /runs 2>/dev/null; echo run >> /runs",
-    )?;
-    ok(&place, &["wait", "a"])?;
-    ok(&place, &["start", "a"])?;
-    ok(&place, &["wait", "a"])?;
-    ensure!(ok(&place, &["logs", "a"])?.text() == "run\n");
     Ok(())
 }
 

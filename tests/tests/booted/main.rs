@@ -10,6 +10,7 @@ mod hardware;
 mod images;
 mod life;
 mod oci;
+mod parting;
 mod plain;
 mod postgres;
 mod process;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     life::tests(&mut suite);
     oci::tests(&mut suite);
+    parting::tests(&mut suite);
     plain::tests(&mut suite);
     postgres::tests(&mut suite);
     process::tests(&mut suite);
