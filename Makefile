@@ -20,8 +20,10 @@ check: deps ## the quick tier: format, lints, unit tests
 	$(CARGO) clippy --profile agent --package casita-agent --features init --bin casita-agent -- -D warnings
 	$(CARGO) test --workspace --lib
 
-build: deps ## target/release/casita
+# Two calls: in one the features of the two programs' dependencies would add up.
+build: deps ## target/release/casita and the program beside it
 	$(CARGO) build --release --package casita
+	$(CARGO) build --release --package casita-fs
 	@test "$$(stat -c %s $(CASITA))" -le 4194304 || { echo "$(CASITA) is larger than 4 MiB" >&2; exit 1; }
 
 kernel: ## the guest kernel; the last line is the path of its vmlinux
@@ -31,7 +33,7 @@ bench: build kernel ## measure, beside peers in the same run; results go to targ
 	@tests/bench
 
 deps: ## install what is missing to build and run
-	@tests/install-packages gcc libc6-dev e2fsprogs erofs-utils busybox-static
+	@tests/install-packages gcc libc6-dev libcap-ng-dev libseccomp-dev e2fsprogs erofs-utils busybox-static
 
 clean: ## remove what was built here; caches stay
 	$(CARGO) clean

@@ -15,6 +15,8 @@
 extern crate alloc;
 
 pub mod command;
+#[cfg(feature = "files")]
+pub mod copy;
 mod cpio;
 pub mod errno;
 pub mod hosts;
@@ -23,5 +25,6 @@ pub mod mounts;
 pub mod ports;
 pub mod proc;
 pub mod spec;
+pub mod tar;
 pub mod users;
 pub mod wire;

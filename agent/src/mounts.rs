@@ -163,7 +163,6 @@ fn lossy(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
     use proptest::prelude::*;
 
     fn tmpfs(target: &[u8]) -> GuestMount {
@@ -269,7 +268,7 @@ mod tests {
                 }
                 prop_assert!(depth > 0 && target[0] == b'/' && !target.contains(&0));
             }
-            let _ = validate(&vec![tmpfs(&target)]);
+            let _ = validate(&[tmpfs(&target)]);
         }
     }
 }

@@ -8,6 +8,12 @@ use crate::rate_limit::RateLimit;
 pub trait Interrupt: Send + Sync {
     /// Raises one edge. Never blocks; edges that nobody took yet may merge into one.
     fn raise(&self);
+
+    /// The eventfd that raises the line when it is signalled, for those who can't call
+    /// [`Interrupt::raise`] because they are another process. None if the line has none.
+    fn event(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 /// An interrupt that is an eventfd, which KVM watches as an irqfd (KVM_IRQFD in the kernel's
@@ -39,6 +45,10 @@ impl Interrupt for EventInterrupt {
                 );
             }
         }
+    }
+
+    fn event(&self) -> Option<&EventFd> {
+        Some(&self.event)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod board;
 mod boot;
+mod mounts;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::serial::SerialError;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::virtio::block::BlockError;
+use casita_devices::virtio::fs::FsError;
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::TransportError;
 use casita_devices::virtio::vsock::VsockError;
@@ -38,11 +40,14 @@ use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
 use crate::rootfs::RootfsError;
+use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
+use crate::volume::VolumeError;
 use crate::{doctor, guest, platform};
 use board::{VirtioBoard, make_console, make_ports, make_stamps};
 use boot::Boot;
+use mounts::Mounts;
 
 /// Why a machine could not be made. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -95,6 +100,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
     Cmdline(#[from] CmdlineError),
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -106,6 +113,10 @@ pub enum AssembleError {
     Vsock(#[from] VsockError),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -169,12 +180,14 @@ pub fn assemble(
     let agent_initrd = files.agent_initrd(config, key)?;
     let boot_mode = config.boot.unwrap_or_default();
     let cmdline = guest::cmdline(config, files.root.is_some())?;
+    let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
     raise_descriptor_limit();
     stats.stage("files-opened", monotonic_ns());
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
-    let vm = Vm::new(&kvm, GuestRam::new(MemoryLayout::new(memory.bytes())?)?)?;
+    let layout = MemoryLayout::new(memory.bytes())?;
+    let vm = Vm::new(&kvm, GuestRam::new(layout, mounts.backing())?)?;
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
@@ -188,6 +201,7 @@ pub fn assemble(
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
     }
+    mounts.plug_in(&mut virtio)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {
@@ -223,6 +237,9 @@ pub fn assemble(
     if let Some(file) = new_disk {
         file.keep();
     }
+    if let Some(volumes) = files.new_volumes {
+        volumes.keep();
+    }
     Ok(Machine {
         vcpus,
         buses: Buses {
@@ -237,6 +254,8 @@ pub fn assemble(
             virtio: transports,
             disks,
             link,
+            shares: mounts.shares,
+            holds: mounts.holds,
         },
         io,
         vm,

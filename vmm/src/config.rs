@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::process_config::{Period, Signal, Ulimit};
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Guest memory when nothing else is said.
 pub const DEFAULT_MEMORY: MemorySize = MemorySize(256 << 20);
@@ -115,6 +116,10 @@ pub struct MachineConfig {
     pub name: Option<String>,
     /// Unix socket through which host and guest open streams to each other's vsock ports.
     pub vsock: Option<PathBuf>,
+    /// Volumes and directories of the host's that the guest mounts.
+    pub volumes: Vec<VolumeSpec>,
+    /// File systems in memory that the guest mounts.
+    pub tmpfs: Vec<TmpfsSpec>,
     /// The image that the root file system comes from.
     pub image: Option<String>,
     /// A program that goes before the command, in place of the image's; empty for none.
@@ -244,6 +249,9 @@ impl MachineConfig {
         if let Some(DiskSpec::File { path, .. }) = &mut self.disk {
             *path = join(base, path);
         }
+        for volume in &mut self.volumes {
+            volume.resolve(base);
+        }
     }
 
     /// This machine, with everything that `over` says put over it.
@@ -260,6 +268,8 @@ impl MachineConfig {
             boot: over.boot.or(self.boot),
             name: over.name.or(self.name),
             vsock: over.vsock.or(self.vsock),
+            volumes: [self.volumes, over.volumes].concat(),
+            tmpfs: [self.tmpfs, over.tmpfs].concat(),
             image: over.image.or(self.image),
             entrypoint: over.entrypoint.or(self.entrypoint),
             command: if over.command.is_empty() {
@@ -464,6 +474,8 @@ mod tests {
             memory: Some("64M".parse().unwrap()),
             cpus: Some(3),
             boot: Some(BootMode::Agent),
+            volumes: vec!["db:/d:ro".parse().unwrap(), "/x:/y".parse().unwrap()],
+            tmpfs: vec!["/t:size=1M".parse().unwrap()],
             image: Some("nginx".to_owned()),
             command: vec!["a".to_owned(), String::new()],
             env: vec!["A=b=c".to_owned()],
@@ -478,6 +490,25 @@ mod tests {
             let json = serde_json::to_string(&config).unwrap();
             assert_eq!(read("m.json", &json).unwrap(), config, "{json}");
         }
+    }
+
+    #[test]
+    fn mounts_of_the_file_and_of_the_command_line_add_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.toml");
+        let text = "volumes = [\"db:/data\", \"./d:/d:ro\"]\ntmpfs = [\"/t:size=1M\"]\n";
+        fs::write(&path, text).unwrap();
+        let over = MachineConfig {
+            volumes: vec!["/x:/y".parse().unwrap()],
+            ..MachineConfig::default()
+        };
+        let both = MachineConfig::read(&path).unwrap().overlaid(over);
+        let volumes: Vec<_> = both.volumes.iter().map(ToString::to_string).collect();
+        let below = format!("{}/./d:/d:ro", dir.path().display());
+        assert_eq!(volumes, ["db:/data", &below, "/x:/y"]);
+        assert_eq!(both.tmpfs.len(), 1);
+        let error = read("m.toml", "volumes = [\"db\"]\n").unwrap_err();
+        assert!(error.to_string().contains("'db'"), "{error}");
     }
 
     #[test]

@@ -10,9 +10,10 @@ use casita_agent::wire::Key;
 use crate::assemble::AssembleError;
 use crate::config::{BootMode, MachineConfig, default_kernel};
 use crate::dirs::Dirs;
-use crate::disk::{self, Disk, DiskSpec, Expect};
+use crate::disk::{self, Disk, DiskSpec, Expect, NewFile};
 use crate::guest;
 use crate::rootfs::{self, RootImage};
+use crate::volume::{self, NewVolumes, PlannedMount, VolumeError};
 
 /// A file and where it is.
 pub struct Opened {
@@ -32,6 +33,10 @@ pub struct Files {
     pub disk: Option<Disk>,
     /// The user's initrd.
     pub initrd: Option<Opened>,
+    /// What the guest mounts beside its root, in this order.
+    pub mounts: Vec<PlannedMount>,
+    /// The volumes among them that were made just now.
+    pub new_volumes: Option<NewVolumes>,
 }
 
 impl Files {
@@ -57,6 +62,10 @@ impl Files {
         if let (false, Some(word)) = (agent, config.command.first()) {
             return Err(AssembleError::CommandInPlainBoot(word.clone()));
         }
+        let mounts = !config.volumes.is_empty() || !config.tmpfs.is_empty();
+        if mounts && !agent {
+            return Err(VolumeError::PlainBoot.into());
+        }
         let root = match &config.rootfs {
             Some(path) => Some(rootfs::open(path, dirs)?),
             None if agent => Some(rootfs::builtin(dirs)?),
@@ -76,11 +85,19 @@ impl Files {
         let disk = disk
             .map(|spec| disk::open(&spec, expect, dirs))
             .transpose()?;
+        let new_disk = disk.as_ref().map(NewFile::of);
+        let (mounts, new_volumes) = volume::plan(&config.volumes, &config.tmpfs, dirs)?;
+        if let Some(file) = new_disk {
+            // From here on whoever has the files watches over it.
+            file.keep();
+        }
         Ok(Self {
             kernel,
             root,
             disk,
             initrd,
+            mounts,
+            new_volumes,
         })
     }
 
@@ -96,9 +113,10 @@ impl Files {
         match (config.boot.unwrap_or_default(), &self.root) {
             (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
                 config,
+                key,
                 root.fs,
                 self.disk.as_ref(),
-                key,
+                &self.mounts,
             )?)),
             _ => Ok(None),
         }

@@ -7,6 +7,7 @@ use casita_boot::{Cmdline, CmdlineError};
 
 use crate::config::{BootMode, MachineConfig};
 use crate::disk::Disk;
+use crate::volume::{PlannedMount, guest_mounts};
 
 /// The agent's program, built by `build.rs`.
 static AGENT: &[u8] = include_bytes!(env!("CASITA_AGENT"));
@@ -49,16 +50,17 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
     Ok(line)
 }
 
-/// The initrd with the agent and its spec: a root image of type `root`, and the key that the agent
-/// will show.
+/// The initrd with the agent and its spec: a guest as `config` says on a root image of type
+/// `root`, with `mounts` beside that and an agent that shows `key`.
 ///
 /// # Errors
 /// If the name can't be given to a guest.
 pub fn agent_initrd(
     config: &MachineConfig,
+    key: Key,
     root: FsType,
     disk: Option<&Disk>,
-    key: Key,
+    mounts: &[PlannedMount],
 ) -> Result<Vec<u8>, SpecError> {
     let spec = GuestSpec {
         hostname: config.hostname().to_owned(),
@@ -72,7 +74,7 @@ pub fn agent_initrd(
         }),
         keep_disk: disk.is_some_and(|disk| disk.kept),
         key,
-        mounts: Vec::new(),
+        mounts: guest_mounts(mounts, 1 + u8::from(disk.is_some())),
     };
     initrd::build(AGENT, &spec)
 }

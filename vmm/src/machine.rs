@@ -5,6 +5,7 @@ mod command;
 
 use std::any::Any;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use thiserror::Error;
 
 use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
+use crate::share::Share;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
 use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
@@ -185,6 +187,11 @@ pub struct Devices {
     pub disks: Vec<(String, Arc<Traffic>)>,
     /// The guest's agent, if it has one.
     pub link: Option<AgentLink>,
+    /// The programs that serve directories of the host. They go after the devices, which take their
+    /// queues back from them.
+    pub shares: Vec<Share>,
+    /// What keeps the volumes among these directories from being removed.
+    pub holds: Vec<File>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before

@@ -1,5 +1,12 @@
-//! The guest's RAM: private anonymous memory, with the kernel's pages mapped over it from its file
-//! so that all guests of one host share them until they write.
+//! The guest's RAM.
+//!
+//! Ordinarily it is private anonymous memory, with the kernel's pages mapped over it from its file so
+//! that all guests of one host share them until they write. With [`Backing::Shared`] it is one memory
+//! file, which other processes that serve the guest's devices map as well. Then nothing is mapped over
+//! it, and the kernel is copied: what lies over the file only the guest would see, and not only its
+//! kernel is there. Linux gives the pages of its initialization code and of the gaps between its
+//! sections, like those of the initrd, to its allocator once it runs, so that a queue or a buffer may
+//! come to lie in any of them.
 
 #![allow(unsafe_code, reason = "mapping a file over guest RAM")]
 
@@ -10,8 +17,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use casita_boot::{BootPlan, FileCopy, FileMapping, GuestRange, MemoryLayout, PlanFile};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Why guest memory could not be made or filled.
 #[derive(Debug, Error)]
@@ -32,6 +40,15 @@ pub enum MemoryError {
         /// The host's answer.
         #[source]
         source: vm_memory::mmap::FromRangesError,
+    },
+    /// No memory that can be shared.
+    #[error("the host has no memory file of {mib} MiB for the guest")]
+    MemoryFile {
+        /// MiB asked for.
+        mib: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
     },
     /// The kernel or initrd could not be mapped.
     #[error("{len} bytes of the {file} could not be mapped to guest address {addr:#x}")]
@@ -72,11 +89,22 @@ pub enum MemoryError {
 /// pages, of which it uses a part; whoever runs a large one wants the speed instead.
 const SMALL_GUEST: u64 = 512 << 20;
 
+/// Whose the memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// This process's alone.
+    #[default]
+    Private,
+    /// Also of processes that get its file.
+    Shared,
+}
+
 /// The guest's RAM. Clones share it.
 #[derive(Clone)]
 pub struct GuestRam {
     memory: Arc<GuestMemoryMmap>,
     layout: MemoryLayout,
+    backing: Backing,
 }
 
 /// The files that a plan's mappings and copies refer to.
@@ -102,7 +130,7 @@ impl GuestRam {
     ///
     /// # Errors
     /// If that is more than the host has, or more than it will reserve.
-    pub fn new(layout: MemoryLayout) -> Result<Self, MemoryError> {
+    pub fn new(layout: MemoryLayout, backing: Backing) -> Result<Self, MemoryError> {
         const MIB: u64 = 1 << 20;
         let host = host_memory();
         if layout.bytes() > host {
@@ -111,18 +139,29 @@ impl GuestRam {
                 host: host / MIB,
             });
         }
+        let mib = layout.bytes() / MIB;
+        let file = match backing {
+            Backing::Private => None,
+            Backing::Shared => {
+                let file = memory_file(layout.bytes());
+                Some(file.map_err(|source| MemoryError::MemoryFile { mib, source })?)
+            }
+        };
+        let mut offset = 0;
         let ranges: Vec<_> = layout
             .ram_ranges()
-            .map(|range| (GuestAddress(range.start), range.len as usize))
+            .map(|range| {
+                let file = file.clone().map(|file| FileOffset::from_arc(file, offset));
+                offset += range.len;
+                (GuestAddress(range.start), range.len as usize, file)
+            })
             .collect();
-        let memory =
-            GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Reserve {
-                mib: layout.bytes() / MIB,
-                source,
-            })?;
+        let memory = GuestMemoryMmap::from_ranges_with_files(&ranges)
+            .map_err(|source| MemoryError::Reserve { mib, source })?;
         let ram = Self {
             memory: Arc::new(memory),
             layout,
+            backing,
         };
         if layout.bytes() <= SMALL_GUEST {
             ram.avoid_huge_pages();
@@ -156,17 +195,13 @@ impl GuestRam {
     /// If a file can't be mapped or read.
     pub fn load(&self, plan: &BootPlan, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
         for mapping in &plan.mappings {
-            self.map(mapping, files)?;
+            self.place(mapping, files)?;
         }
         for copy in &plan.copies {
             self.copy(copy, files)?;
         }
         for blob in &plan.blobs {
-            self.memory
-                .write_slice(&blob.bytes, GuestAddress(blob.guest_addr))
-                .map_err(|_| MemoryError::NotRam {
-                    addr: blob.guest_addr,
-                })?;
+            self.write(&blob.bytes, blob.guest_addr)?;
         }
         Ok(())
     }
@@ -178,6 +213,13 @@ impl GuestRam {
         match self.memory.get_host_address(GuestAddress(addr)) {
             Ok(host) if inside => Ok(host),
             _ => Err(not_ram),
+        }
+    }
+
+    fn place(&self, mapping: &FileMapping, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
+        match self.backing {
+            Backing::Private => self.map(mapping, files),
+            Backing::Shared => self.copy(&as_copy(mapping), files),
         }
     }
 
@@ -235,13 +277,52 @@ impl GuestRam {
             file.read_exact_at(chunk, copy.file_offset + done)
                 .map_err(failed)?;
             let addr = copy.guest_addr + done;
-            self.memory
-                .write_slice(chunk, GuestAddress(addr))
-                .map_err(|_| MemoryError::NotRam { addr })?;
+            match self.backing {
+                Backing::Private => self.write(chunk, addr)?,
+                Backing::Shared => self.write_sparse(chunk, addr)?,
+            }
             done += chunk.len() as u64;
         }
         Ok(())
     }
+
+    fn write(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
+        self.memory
+            .write_slice(bytes, GuestAddress(addr))
+            .map_err(|_| MemoryError::NotRam { addr })
+    }
+
+    /// Writes to memory that nobody has written to. Pages of zeros are there already; a kernel has
+    /// many.
+    fn write_sparse(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
+        const PAGE: usize = 4096;
+        for (index, page) in (0u64..).zip(bytes.chunks(PAGE)) {
+            let addr = addr + index * PAGE as u64;
+            if page.iter().any(|byte| *byte != 0) {
+                self.write(page, addr)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn as_copy(mapping: &FileMapping) -> FileCopy {
+    FileCopy {
+        file: mapping.file,
+        guest_addr: mapping.guest_addr,
+        file_offset: mapping.file_offset,
+        len: mapping.len,
+    }
+}
+
+/// A memory file whose size nobody can change: not those that it is shared with, either. Who touches
+/// a mapping whose file has become shorter gets SIGBUS.
+fn memory_file(len: u64) -> io::Result<Arc<File>> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("guest-ram", flags)?);
+    file.set_len(len)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(Arc::new(file))
 }
 
 /// All memory of the host, in bytes.
@@ -258,7 +339,11 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn ram(mib: u64) -> GuestRam {
-        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap()).unwrap()
+        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap(), Backing::Private).unwrap()
+    }
+
+    fn shared_ram(mib: u64) -> GuestRam {
+        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap(), Backing::Shared).unwrap()
     }
 
     fn file(bytes: &[u8]) -> File {
@@ -300,6 +385,45 @@ mod tests {
         assert_eq!(byte, [7]);
     }
 
+    /// What another process sees of shared memory.
+    fn through_the_file(ram: &GuestRam, addr: u64, len: usize) -> Vec<u8> {
+        let (region, at) = ram.memory().to_region_addr(GuestAddress(addr)).unwrap();
+        let file = region.file_offset().unwrap();
+        let mut bytes = vec![0; len];
+        let at = file.start() + at.0;
+        file.file().read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn who_shares_memory_sees_the_kernel_and_what_the_guest_writes_over_it() {
+        let (ram, kernel) = (shared_ram(32), file(&[[7; 4096], [0; 4096]].concat()));
+        let mapping = FileMapping {
+            file: PlanFile::Kernel,
+            guest_addr: MIB,
+            file_offset: 0,
+            len: 8192,
+        };
+        ram.place(&mapping, &files(&kernel)).unwrap();
+        assert_eq!(through_the_file(&ram, MIB, 4096), vec![7; 4096]);
+        for addr in [MIB, MIB + 4096, 31 * MIB] {
+            ram.memory().write_slice(&[9], GuestAddress(addr)).unwrap();
+            assert_eq!(through_the_file(&ram, addr, 1), [9]);
+        }
+    }
+
+    #[test]
+    fn who_shares_memory_cannot_change_its_size() {
+        let ram = shared_ram(32);
+        let region = ram.memory().iter().next().unwrap();
+        let file = region.file_offset().unwrap().file();
+        for len in [0, 31 * MIB, 33 * MIB] {
+            let error = file.set_len(len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        }
+        assert!(fcntl_add_seals(file, SealFlags::WRITE).is_err());
+    }
+
     #[test]
     fn a_mapping_outside_ram_is_refused() {
         let (ram, kernel) = (ram(32), file(&[7; 8192]));
@@ -334,7 +458,7 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused() {
-        let error = GuestRam::new(MemoryLayout::new(1 << 40).unwrap())
+        let error = GuestRam::new(MemoryLayout::new(1 << 40).unwrap(), Backing::Private)
             .err()
             .unwrap();
         assert!(

@@ -1,22 +1,84 @@
-//! Tar archives of the guest's files, through standard output and input.
+//! The agent as a writer and a reader of tar archives, in a process of its own whose standard
+//! streams are the archive's.
+#![allow(
+    unsafe_code,
+    reason = "the standard streams come from the process that was forked, owned by nobody"
+)]
 
-use casita_agent::ports::EXIT_NOT_EXECUTABLE;
-use rustix::io::write;
+use alloc::format;
+use rustix::fd::AsFd;
+use rustix::process::geteuid;
+use rustix::stdio::{stderr, stdin, stdout};
 
-/// Writes the file or directory at `path` to standard output; returns the exit status.
-pub(crate) fn copy_out(_path: &[u8]) -> u8 {
-    not_available()
+use casita_agent::copy::{CopyError, Pack, Top, Unpack, open_directory, pack, unpack};
+use casita_agent::tar::EXIT_MISSING;
+
+/// Writes the file or directory at `path` to standard output, under its last name: that of `/a/b`
+/// is `b`, that of `/a/b/.` and of `/` is `.`. Returns the exit status.
+pub(crate) fn copy_out(path: &[u8]) -> u8 {
+    let mut left_out = false;
+    let mut complain = |error: CopyError| {
+        left_out = true;
+        print(&error);
+    };
+    // SAFETY: the process has a standard output, which is not closed before its end.
+    let out = unsafe { stdout() };
+    let rules = Pack {
+        name: last_name(path),
+        content: false,
+        owners: true,
+    };
+    let result = pack(path, &rules, out, &mut complain);
+    status(result, left_out)
 }
 
-/// Unpacks standard input below `dir`; returns the exit status.
-pub(crate) fn copy_in(_dir: &[u8]) -> u8 {
-    not_available()
+/// Unpacks standard input below the directory `dir`. Returns the exit status.
+pub(crate) fn copy_in(dir: &[u8]) -> u8 {
+    let mut left_out = false;
+    let mut complain = |error: CopyError| {
+        left_out = true;
+        print(&error);
+    };
+    let root = geteuid().is_root();
+    let rules = Unpack {
+        top: Top::Keep,
+        owners: root,
+        special: root,
+        limit: u64::MAX,
+    };
+    // SAFETY: the process has a standard input, which is not closed before its end.
+    let input = unsafe { stdin() };
+    let result =
+        open_directory(dir).and_then(|dir| unpack(dir.as_fd(), input, &rules, &mut complain));
+    status(result, left_out)
 }
 
-#[allow(unsafe_code, reason = "the process's own standard error")]
-fn not_available() -> u8 {
-    // SAFETY: the process's standard error stays open.
-    let stderr = unsafe { rustix::stdio::stderr() };
-    let _ = write(stderr, b"casita: this agent cannot copy files\n");
-    EXIT_NOT_EXECUTABLE
+/// The last name of `path`; empty if it has none of its own.
+fn last_name(path: &[u8]) -> &[u8] {
+    let mut names = path.rsplit(|byte| *byte == b'/');
+    match names.find(|name| !name.is_empty()) {
+        None | Some(b"." | b"..") => b"",
+        Some(name) => name,
+    }
+}
+
+fn status(result: Result<(), CopyError>, left_out: bool) -> u8 {
+    match result {
+        Ok(()) => left_out.into(),
+        Err(error) => {
+            print(&error);
+            if matches!(error, CopyError::Missing(_)) {
+                EXIT_MISSING
+            } else {
+                1
+            }
+        }
+    }
+}
+
+/// One line; whoever does not read it does not want to.
+fn print(error: &CopyError) {
+    let line = format!("{error}\n");
+    // SAFETY: the process has a standard error, which is not closed before its end.
+    let _ = rustix::io::write(unsafe { stderr() }, line.as_bytes());
 }

@@ -1,17 +1,16 @@
 //! The end of the guest: nothing that was written is lost, and the host learns how it went.
 
-use casita_agent::mounts::GuestMount;
 use casita_agent::spec::GuestSpec;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat, sync};
 use rustix::io::{Errno, write};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, UnmountFlags, fsconfig_create,
-    fsconfig_reconfigure, fsconfig_set_flag, fsmount, fsopen, fspick, unmount,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
+    fsconfig_set_flag, fsmount, fsopen, fspick,
 };
 use rustix::system::{RebootCommand, reboot};
 
-use crate::{stamp, sys};
+use crate::{mounts, stamp, sys};
 
 /// How often the disk is asked to become read-only while the last file is being closed, and the
 /// milliseconds between.
@@ -23,25 +22,14 @@ const BUSY_PAUSE: u32 = 5;
 pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, spec: Option<&GuestSpec>) -> ! {
     // Without a spec nobody knows whether the disk is to be kept.
     let keep_disk = spec.is_none_or(|spec| spec.keep_disk);
-    let mounts = spec.map_or(&[][..], |spec| &spec.mounts);
-    let written = mounts.iter().rev().filter_map(|mount| match mount {
-        GuestMount::Volume {
-            target, read_only, ..
+    if let Some(initramfs) = initramfs {
+        for index in 0..mounts::kept() {
+            write_back(initramfs, &mounts::place(index));
         }
-        | GuestMount::Share {
-            target, read_only, ..
-        } => (!read_only).then_some(target),
-        GuestMount::Tmpfs { .. } => None,
-    });
-    if keep_disk || written.clone().next().is_some() {
-        sync();
-    }
-    for target in written {
-        // One that is in use was written back above, and replays its journal at its next start.
-        let _ = until_not_busy(|| unmount(target.as_slice(), UnmountFlags::NOFOLLOW));
-    }
-    if let (Some(initramfs), true) = (initramfs, keep_disk) {
-        let _ = until_not_busy(|| make_disk_read_only(initramfs));
+        if keep_disk {
+            sync();
+            write_back(initramfs, "disk");
+        }
     }
     let _ = silence_kernel();
     stamp::exit_status(status);
@@ -53,22 +41,21 @@ pub(crate) fn end(status: u8, initramfs: Option<&OwnedFd>, spec: Option<&GuestSp
     }
 }
 
-fn until_not_busy(mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
-    let mut result = attempt();
+/// Writes the file system at `path` back, its journal too, so that the next start need not replay
+/// it. It is the file system that becomes read-only, wherever the guest has mounted it.
+fn write_back(initramfs: &OwnedFd, path: &str) {
+    let mut result = make_read_only(initramfs, path);
     for _ in 0..BUSY_ATTEMPTS {
         if result != Err(Errno::BUSY) {
             break;
         }
         sys::sleep(BUSY_PAUSE);
-        result = attempt();
+        result = make_read_only(initramfs, path);
     }
-    result
 }
 
-/// Writes the disk's journal back, so that the next start need not replay it. It is the file
-/// system that becomes read-only: overlayfs holds it, wherever the guest has mounted what.
-fn make_disk_read_only(initramfs: &OwnedFd) -> Result<(), Errno> {
-    let disk = fspick(initramfs, "disk", FsPickFlags::FSPICK_CLOEXEC)?;
+fn make_read_only(initramfs: &OwnedFd, path: &str) -> Result<(), Errno> {
+    let disk = fspick(initramfs, path, FsPickFlags::FSPICK_CLOEXEC)?;
     fsconfig_set_flag(&disk, "ro")?;
     fsconfig_reconfigure(&disk)
 }

@@ -65,7 +65,7 @@ fn run() -> ! {
 /// Prepares the guest and serves the host; returns the machine's exit status.
 fn guest(initramfs: &OwnedFd, spec: &GuestSpec) -> Result<u8, Failure> {
     root::prepare(initramfs, spec)?;
-    mounts::mount_all(&spec.mounts)?;
+    mounts::mount_all(initramfs, &spec.mounts)?;
     network::prepare(&spec.hostname)?;
     let control = Control::connect(spec.key)?;
     let server = Server::new(&spec.hostname, control)?;

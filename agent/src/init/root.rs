@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_move, move_mount, open_tree,
 };
+use rustix::path::Arg;
 use rustix::process::{chdir, chroot};
 
 use crate::failure::{Doing, Failure};
@@ -72,10 +73,10 @@ fn mount_disk(disk: Option<&Mount>) -> Result<(), Failure> {
 }
 
 /// Mounts a block device, which may still be on its way.
-fn mount_device(
+pub(crate) fn mount_device(
     role: &str,
     device: &Mount,
-    target: &str,
+    target: impl Arg + Copy,
     flags: MountFlags,
     options: Option<&CStr>,
 ) -> Result<(), Failure> {
@@ -88,6 +89,7 @@ fn mount_device(
         let hint = match errno {
             Errno::NODEV => format!("; the guest's kernel has no {fs}"),
             Errno::NOENT | Errno::NXIO => String::from("; the machine has no such device"),
+            Errno::NOTDIR => String::from("; the mount point is not a directory"),
             Errno::INVAL | Errno::UCLEAN | Errno::BADMSG | Errno::IO => {
                 format!("; it is damaged, or not {fs}")
             }

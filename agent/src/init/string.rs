@@ -1,4 +1,4 @@
-//! The four functions that the compiler calls for copying, filling and comparing memory, which a
+//! The functions that the compiler calls for copying, filling and comparing memory, which a
 //! program without libc has to bring along. The processor's string instructions are short, and
 //! fast enough for the little that the agent moves.
 #![allow(unsafe_code, reason = "the compiler calls these with raw pointers")]
@@ -69,4 +69,20 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> c_int {
 unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> c_int {
     // SAFETY: as the caller's.
     unsafe { memcmp(a, b, len) }
+}
+
+/// # Safety
+/// As C's `strlen`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(string: *const u8) -> usize {
+    // Not a loop, which the compiler would take for a call of this very function.
+    let left: usize;
+    // SAFETY: the caller vouches for all bytes up to the NUL; the ABI leaves the direction flag
+    // clear.
+    unsafe {
+        asm!("repne scasb", inout("rcx") usize::MAX => left, inout("rdi") string => _,
+            in("al") 0_u8, options(nostack, readonly));
+    }
+    // The NUL was counted, too.
+    usize::MAX - left - 1
 }

@@ -128,6 +128,8 @@ struct Shared {
     pending: AtomicU32,
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
+    /// Another process raises the interrupt for used buffers.
+    lent: AtomicBool,
     limit: RateLimit,
 }
 
@@ -141,6 +143,7 @@ impl DeviceNotifier {
                 pending: AtomicU32::new(0),
                 config_generation: AtomicU32::new(0),
                 needs_reset: AtomicBool::new(false),
+                lent: AtomicBool::new(false),
                 limit: RateLimit::new(),
             }),
         }
@@ -150,6 +153,17 @@ impl DeviceNotifier {
     /// know.
     pub fn buffers_used(&self) {
         self.raise(spec::interrupt::USED_BUFFER);
+    }
+
+    /// The eventfd by which another process tells the driver of used buffers, without a detour
+    /// through this one. None if the interrupt has none.
+    ///
+    /// That process can't set InterruptStatus: until the device is reset the register always
+    /// names used buffers. A driver that looks and finds none has lost nothing.
+    pub fn lend_interrupt(&self) -> Option<EventFd> {
+        let event = self.shared.interrupt.event()?.try_clone().ok()?;
+        self.shared.lent.store(true, Ordering::Release);
+        Some(event)
     }
 
     /// Tells the driver that configuration space has changed. The change is visible before this
@@ -189,7 +203,13 @@ impl DeviceNotifier {
 
     /// The InterruptStatus register.
     pub(crate) fn pending(&self) -> u32 {
-        self.shared.pending.load(Ordering::Acquire)
+        let lent = self.shared.lent.load(Ordering::Acquire);
+        let always = if lent {
+            spec::interrupt::USED_BUFFER
+        } else {
+            0
+        };
+        self.shared.pending.load(Ordering::Acquire) | always
     }
 
     /// Clears causes, as a write of InterruptACK does.
@@ -210,6 +230,7 @@ impl DeviceNotifier {
     pub(crate) fn reset(&self) {
         self.shared.pending.store(0, Ordering::Release);
         self.shared.needs_reset.store(false, Ordering::Release);
+        self.shared.lent.store(false, Ordering::Release);
     }
 
     pub(crate) fn restore(&self, pending: u32, config_generation: u32, needs_reset: bool) {
@@ -237,6 +258,8 @@ impl fmt::Debug for DeviceNotifier {
 pub enum DeviceState {
     /// A disk.
     Block(super::block::BlockState),
+    /// A file system.
+    Fs(super::fs::FsState),
     /// An entropy device.
     Rng(rng::RngState),
     /// A socket device.

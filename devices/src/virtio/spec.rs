@@ -12,6 +12,8 @@ pub mod device_type {
     pub const ENTROPY: u32 = 4;
     /// Socket device, section 5.10.
     pub const SOCKET: u32 = 19;
+    /// File system device, section 5.11.
+    pub const FILE_SYSTEM: u32 = 26;
 }
 
 /// Bits of the device status field, section 2.1.

@@ -8,7 +8,9 @@ mod ends;
 mod hardware;
 mod images;
 mod plain;
+mod shares;
 mod terminal;
+mod volumes;
 mod vsock;
 
 use std::process::ExitCode;
@@ -44,7 +46,9 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     plain::tests(&mut suite);
+    shares::tests(&mut suite);
     terminal::tests(&mut suite);
+    volumes::tests(&mut suite);
     vsock::tests(&mut suite);
     suite.run(&arguments)
 }
@@ -63,6 +67,7 @@ fn warm_up() {
         // What is missing shows in the tests themselves.
         let _ = place.casita([&arguments, disk].concat()).finish();
     }
+    let _ = place.casita(["volume", "create", "v"]).finish();
 }
 
 /// `casita run` with `options`, and a shell that runs `script`.

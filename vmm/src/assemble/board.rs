@@ -16,6 +16,7 @@ use casita_devices::serial::{self, Input, Output, Serial};
 use casita_devices::stamp::{self, StampDevice, StampEvent};
 use casita_devices::virtio::block::{Block, BlockConfig, BlockError, Traffic};
 use casita_devices::virtio::device::VirtioDevice;
+use casita_devices::virtio::fs::Fs;
 use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
@@ -28,6 +29,10 @@ use crate::kvm::vm::Vm;
 use crate::machine::{Event, EventSender, Keyboard};
 use crate::platform::{self, POWER};
 use crate::rootfs::RootImage;
+use crate::share::Share;
+
+/// The longest serial number of a disk, in bytes (virtio 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID`).
+const SERIAL_LEN: usize = 20;
 
 pub(super) fn root_device(root: RootImage) -> Result<Block, BlockError> {
     let config = BlockConfig {
@@ -49,6 +54,17 @@ pub(super) fn disk_device(disk: Disk) -> Result<Block, BlockError> {
     Block::new(disk.file, &disk.path, &config)
 }
 
+/// A volume's disk. Its serial number is the volume's name, as far as it fits.
+pub(super) fn volume_device(disk: Disk, name: &str, read_only: bool) -> Result<Block, BlockError> {
+    let config = BlockConfig {
+        read_only,
+        serial: name.chars().take(SERIAL_LEN).collect(),
+        dedicated_thread: true,
+        ..BlockConfig::default()
+    };
+    Block::new(disk.file, &disk.path, &config)
+}
+
 /// Streams between guest and host, whose sockets are at `path` if they have names.
 pub(super) fn vsock_device(path: Option<&Path>) -> Result<Vsock, VsockError> {
     let config = VsockConfig {
@@ -56,6 +72,12 @@ pub(super) fn vsock_device(path: Option<&Path>) -> Result<Vsock, VsockError> {
         ..VsockConfig::default()
     };
     Vsock::new("vsock", &config)
+}
+
+/// A directory of the host, which somebody else serves.
+pub(super) fn fs_device(share: &Share) -> Result<Box<dyn VirtioDevice>, AssembleError> {
+    let connection = share.connect()?;
+    Ok(Box::new(Fs::new(share.tag(), share.tag(), connection)?))
 }
 
 /// Where virtio devices are plugged in.

@@ -1,5 +1,6 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
+pub mod cp;
 mod describe;
 pub mod doctor;
 pub mod exec;
@@ -14,6 +15,7 @@ pub mod stats;
 mod table;
 pub mod top;
 mod vms;
+pub mod volume;
 
 use std::error::Error;
 use std::io::Write;
@@ -41,24 +43,35 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Global {
-    /// Say more: causes of errors, what is done; twice for details
-    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
+    /// Say more: causes of errors, what is done; twice for details. As `-v` before the command
+    #[arg(long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say nothing but errors
-    #[arg(
-        short,
-        long,
-        global = true,
-        display_order = 101,
-        conflicts_with = "verbose"
-    )]
+    /// Say nothing but errors. As `-q` before the command
+    #[arg(long, global = true, display_order = 101, conflicts_with = "verbose")]
     quiet: bool,
+    // Behind a command these letters can mean something else, as with Docker.
+    #[arg(short = 'v', hide = true, action = clap::ArgAction::Count)]
+    verbose_letter: u8,
+    #[arg(short = 'q', hide = true, conflicts_with_all = ["verbose", "verbose_letter"])]
+    quiet_letter: bool,
+}
+
+impl Global {
+    fn verbosity(self) -> u8 {
+        self.verbose.saturating_add(self.verbose_letter)
+    }
+
+    fn is_quiet(self) -> bool {
+        self.quiet || self.quiet_letter
+    }
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Copy files into a running VM or out of one
+    Cp(cp::CpArgs),
     /// Run a command in a VM that runs
     Exec(exec::ExecArgs),
     /// List VMs
@@ -87,6 +100,9 @@ enum Command {
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Make, list, remove, export and import volumes
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
     /// Tell what this machine can do, why not, and what mends it
@@ -114,6 +130,7 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
         Command::Logs(args) => logs::logs(&args),
@@ -128,12 +145,13 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
+        Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
-        report(&*error, cli.global.verbose > 0);
+        report(&*error, cli.global.verbosity() > 0);
         let status = error.downcast_ref::<StartFailure>();
         status.map_or(EXIT_CASITA, |failure| failure.status).into()
     })
@@ -253,13 +271,13 @@ impl log::Log for StderrLog {
 }
 
 fn init_log(global: Global) {
-    let level = match (global.quiet, global.verbose) {
+    let level = match (global.is_quiet(), global.verbosity()) {
         (true, _) => LevelFilter::Error,
         (false, 0) => LevelFilter::Warn,
         (false, 1) => LevelFilter::Info,
         (false, _) => LevelFilter::Debug,
     };
-    progress::set_quiet(global.quiet);
+    progress::set_quiet(global.is_quiet());
     if log::set_logger(&StderrLog).is_ok() {
         log::set_max_level(level);
     }

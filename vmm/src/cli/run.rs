@@ -20,6 +20,7 @@ use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::vms::{NewVm, Registry, RestartPolicy};
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Options of `casita run`.
 #[derive(Debug, Args)]
@@ -96,6 +97,13 @@ pub struct RunArgs {
     /// guest opens to port P of the host comes to FILE_P
     #[arg(long, value_name = "FILE")]
     vsock: Option<PathBuf>,
+    /// Mount a volume, made if it is missing, or a directory of the host's; with :ro the guest can't
+    /// write to it, with :shared several VMs can; can be given many times
+    #[arg(short, long, value_name = "NAME|DIR:/PATH[:ro|:shared]")]
+    volume: Vec<VolumeSpec>,
+    /// Mount a file system in memory; can be given many times
+    #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]")]
+    tmpfs: Vec<TmpfsSpec>,
     /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -152,6 +160,8 @@ impl RunArgs {
             boot: self.boot,
             name: self.name.clone(),
             vsock: self.vsock.clone(),
+            volumes: self.volume.clone(),
+            tmpfs: self.tmpfs.clone(),
             image,
             entrypoint: self.entrypoint.clone(),
             command,

@@ -86,6 +86,12 @@ pub enum DiskError {
         .0.display()
     )]
     Foreign(PathBuf),
+    /// Its journal has to be replayed before it can be read.
+    #[error(
+        "the disk {} was not unmounted when it was used last, so it can't be read without being \
+         mended; start a VM once that may write to it", .0.display()
+    )]
+    NeedsRecovery(PathBuf),
     /// `mke2fs` is not installed.
     #[error("mke2fs is needed to format a disk: apt install e2fsprogs")]
     NoMke2fs,

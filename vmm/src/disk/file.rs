@@ -43,17 +43,29 @@ pub(crate) fn special(kind: std::fs::FileType) -> Option<&'static str> {
 
 /// Takes the lock, or says who has it.
 pub(super) fn lock(file: &File, path: &Path) -> Result<(), DiskError> {
-    match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+    lock_as(file, path, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Takes the lock together with others who only read.
+pub(super) fn lock_shared(file: &File, path: &Path) -> Result<(), DiskError> {
+    lock_as(file, path, FlockOperation::NonBlockingLockShared)
+}
+
+fn lock_as(file: &File, path: &Path, operation: FlockOperation) -> Result<(), DiskError> {
+    match rustix::fs::flock(file.as_fd(), operation) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::InUse {
             path: path.to_owned(),
-            pid: file.metadata().ok().and_then(|meta| {
-                let locks = std::fs::read_to_string("/proc/locks").ok()?;
-                holder(&locks, meta.dev(), meta.ino())
-            }),
+            pid: file.metadata().ok().and_then(|meta| lock_holder(&meta)),
         }),
         Err(error) => Err(DiskError::io("lock", path, error)),
     }
+}
+
+/// A process that holds an flock on a file, where the system says.
+pub(crate) fn lock_holder(of: &std::fs::Metadata) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    holder(&locks, of.dev(), of.ino())
 }
 
 /// Who holds an flock on a file, from the text of `/proc/locks` (proc_locks(5)), if still alive:

@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::dirs::Dirs;
 use crate::staging::is_at;
-use file::{all_zero, lock};
+use file::{all_zero, lock, lock_shared};
 use template::{Kind, Template};
 
 pub use error::DiskError;
@@ -31,7 +31,7 @@ pub use spec::{
 };
 
 pub(crate) use ext4::Superblock;
-pub(crate) use file::{open_regular, special};
+pub(crate) use file::{lock_holder, open_regular, special};
 
 /// What a machine expects on an existing disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,8 @@ pub enum Expect {
 /// An open disk that no other machine can open until `file` is closed.
 #[derive(Debug)]
 pub struct Disk {
-    /// Open for reading and writing, with an exclusive flock.
+    /// Open for reading and writing, with an exclusive flock; by [`open_read_only`] for reading,
+    /// with a shared one.
     pub file: File,
     /// Where it is, or where it would be if a temporary one had a name.
     pub path: PathBuf,
@@ -101,6 +102,45 @@ pub fn open(spec: &DiskSpec, expect: Expect, dirs: &Dirs) -> Result<Disk, DiskEr
             };
             open_or_create(path, found, *size, dirs)
         }
+    }
+}
+
+/// Opens an existing disk for reading, together with other machines that do the same.
+///
+/// # Errors
+/// [`DiskError`]: also when a machine may write to it, and when it holds no ext4 file system that
+/// can be read without its journal.
+pub fn open_read_only(path: &Path) -> Result<Disk, DiskError> {
+    let io = |error| DiskError::io("read", path, error);
+    let missing = || DiskError::Missing(path.to_owned());
+    let file = open_regular(path, false, OFlags::NOFOLLOW)
+        .map_err(|error| DiskError::io("open", path, error))?
+        .ok_or_else(missing)?;
+    refuse_special(path, file.metadata().map_err(io)?.file_type())?;
+    lock_shared(&file, path)?;
+    if !is_at(&file, path).map_err(io)? {
+        return Err(missing());
+    }
+    let len = file.metadata().map_err(io)?.len();
+    check_len(path, len, None)?;
+    match content(&file, len).map_err(io)? {
+        Content::Ext4(superblock) if superblock.len > len => Err(DiskError::Truncated {
+            path: path.to_owned(),
+            len,
+            fs_len: superblock.len,
+        }),
+        Content::Ext4(superblock) if superblock.needs_recovery => {
+            Err(DiskError::NeedsRecovery(path.to_owned()))
+        }
+        Content::Ext4(superblock) if !superblock.journal_device => Ok(Disk {
+            file,
+            path: path.to_owned(),
+            len,
+            fresh: false,
+            created: false,
+            kept: true,
+        }),
+        _ => Err(DiskError::Foreign(path.to_owned())),
     }
 }
 
