@@ -3,9 +3,10 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY};
+use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::vms::time::{rfc3339, rough};
 use crate::vms::{Record, State, Status, Vm, now};
+use crate::volume::VolumeSource;
 
 /// What `ps --format json` tells of a VM.
 #[derive(Debug, Serialize)]
@@ -55,7 +56,7 @@ pub struct Description {
     pub limits: Limits,
     /// None yet: guests have no network.
     pub network: Option<()>,
-    pub mounts: Vec<Value>,
+    pub mounts: Vec<MountDescription>,
     pub disk: Option<DiskDescription>,
     pub restart: String,
     pub restarts: u32,
@@ -103,7 +104,7 @@ impl Description {
                 cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
             },
             network: None,
-            mounts: Vec::new(),
+            mounts: mounts(config),
             disk: disk(vm),
             restart: record.restart.to_string(),
             restarts: state.restarts,
@@ -116,6 +117,40 @@ impl Description {
             dir: vm.dir().display().to_string(),
         })
     }
+}
+
+/// What the guest mounts beside its root.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct MountDescription {
+    /// `volume`, `directory` or `tmpfs`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The volume's name, or the host's directory.
+    pub source: Option<String>,
+    pub target: String,
+    pub read_only: bool,
+}
+
+fn mounts(config: &MachineConfig) -> Vec<MountDescription> {
+    let volumes = config.volumes.iter().map(|volume| {
+        let (kind, source) = match &volume.source {
+            VolumeSource::Named { name, .. } => ("volume", name.clone()),
+            VolumeSource::Directory(path) => ("directory", path.display().to_string()),
+        };
+        MountDescription {
+            kind,
+            source: Some(source),
+            target: volume.target.clone(),
+            read_only: volume.read_only,
+        }
+    });
+    let tmpfs = config.tmpfs.iter().map(|tmpfs| MountDescription {
+        kind: "tmpfs",
+        source: None,
+        target: tmpfs.target.clone(),
+        read_only: false,
+    });
+    volumes.chain(tmpfs).collect()
 }
 
 fn disk(vm: &Vm) -> Option<DiskDescription> {
@@ -168,6 +203,28 @@ pub fn status(state: &State, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_say_what_is_where() {
+        let config = MachineConfig {
+            volumes: vec!["db:/d:ro".parse().unwrap(), "/x:/y".parse().unwrap()],
+            tmpfs: vec!["/t:size=1M".parse().unwrap()],
+            ..MachineConfig::default()
+        };
+        let told: Vec<_> = mounts(&config)
+            .into_iter()
+            .map(|mount| (mount.kind, mount.source, mount.target, mount.read_only))
+            .collect();
+        let own = |text: &str| text.to_owned();
+        assert_eq!(
+            told,
+            [
+                ("volume", Some(own("db")), own("/d"), true),
+                ("directory", Some(own("/x")), own("/y"), false),
+                ("tmpfs", None, own("/t"), false),
+            ]
+        );
+    }
 
     #[test]
     fn a_status_says_what_and_since_when() {

@@ -44,7 +44,7 @@ pub fn shortened(text: &str, most: usize) -> String {
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut unit = 0;
-    let mut tenths = count.saturating_mul(10);
+    let mut tenths = u128::from(count) * 10;
     while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
         tenths = (tenths + 512) / 1024;
         unit += 1;
@@ -81,7 +81,7 @@ mod tests {
             (1024, "1.0KiB"),
             (1536, "1.5KiB"),
             (200 << 20, "200MiB"),
-            (u64::MAX, "1639PiB"),
+            (u64::MAX, "16384PiB"),
         ] {
             assert_eq!(bytes(count), text);
         }
