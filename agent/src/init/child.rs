@@ -12,7 +12,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Access, Gid, Mode, OFlags, Uid, access, fchown, mkdir, open};
 use rustix::io::{Errno, read, write};
-use rustix::process::{chdir, ioctl_tiocsctty, setsid};
+use rustix::process::{Resource, Rlimit, chdir, ioctl_tiocsctty, setrlimit, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -32,6 +32,8 @@ pub(crate) struct Child<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) stdio: &'a Stdio,
     pub(crate) report: &'a OwnedFd,
+    /// How many files it may have, unless it is to have another limit.
+    pub(crate) files: Rlimit,
     /// It is the machine's first, whose start the host wants to know the time of.
     pub(crate) is_first: bool,
 }
@@ -94,6 +96,7 @@ impl Child<'_> {
     /// Limits, working directory, user. Returns the environment.
     fn prepare(&self) -> Result<Vec<Vec<u8>>, Failure> {
         let process = self.process;
+        setrlimit(Resource::Nofile, self.files).doing(|| "cannot limit the number of files")?;
         for limit in &process.limits {
             sys::set_limit(limit.resource, limit.soft, limit.hard).doing(|| {
                 alloc::format!(

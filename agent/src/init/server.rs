@@ -13,7 +13,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, WaitOptions, wait};
+use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, wait};
 
 use crate::child::Child;
 use crate::control::Control;
@@ -62,6 +62,8 @@ pub(crate) struct Server<'a> {
     /// Streams that can go on.
     runnable: VecDeque<Token>,
     lists: usize,
+    /// How many files a process may have, as the kernel would have it.
+    files: Rlimit,
     /// The host's number of the first process.
     first: Option<u32>,
     /// There are processes, of whatever kind.
@@ -92,6 +94,7 @@ impl<'a> Server<'a> {
             processes: Vec::new(),
             runnable: VecDeque::new(),
             lists: 0,
+            files: raise_file_limit(),
             first: None,
             has_children: false,
             ending: None,
@@ -258,6 +261,7 @@ impl<'a> Server<'a> {
             hostname: self.hostname,
             stdio: &stdio,
             report: &report,
+            files: self.files,
             is_first,
         };
         let Some(pid) = sys::fork().doing(|| "cannot start a process")? else {
@@ -462,6 +466,20 @@ impl<'a> Server<'a> {
             unread: !self.control.is_flushed() || self.slots.iter().any(read),
         })
     }
+}
+
+/// Lets the agent have as many files as all processes need; returns the limit that they get.
+fn raise_file_limit() -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    // With fewer files there are fewer processes.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: before.maximum,
+            ..before
+        },
+    );
+    before
 }
 
 /// Connects the streams that the host asked for.

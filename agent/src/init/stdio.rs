@@ -6,15 +6,12 @@ use casita_agent::wire::Start;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::failure::{Doing, Failure};
 use crate::vsock;
-
-/// Bytes in a pipe. With the kernel's 64 KiB, process and agent wait for each other more often.
-const PIPE_SIZE: usize = 256 << 10;
 
 /// Both ends of a process's standard input, output and error. What is missing is `/dev/null`.
 pub(crate) struct Stdio {
@@ -75,11 +72,9 @@ impl Stdio {
     }
 }
 
+/// As large as the kernel likes: four times as large was not faster.
 fn new_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    // A smaller one does, too.
-    let _ = fcntl_setpipe_size(&write, PIPE_SIZE);
-    Ok((read, write))
+    pipe_with(PipeFlags::CLOEXEC)
 }
 
 /// Gives a terminal another size; its foreground group is told.
