@@ -151,8 +151,7 @@ impl Lives {
     fn is_empty(&self) -> Result<()> {
         ensure!(self.all()?.is_empty(), "{:?}", self.all()?);
         let mine = |name: &&String| {
-            let vms = name.starts_with("data/casita/vms/") && !name.ends_with("vms/.lock");
-            vms || name.starts_with("run/casita/")
+            name.starts_with("data/casita/vms/") || name.starts_with("run/casita/")
         };
         let listing = self.0.listing()?;
         let left: Vec<_> = listing.iter().filter(mine).collect();

@@ -244,10 +244,10 @@ impl MachineConfig {
         .into_iter()
         .flatten()
         {
-            *path = base.join(&path);
+            *path = join(base, path);
         }
         if let Some(DiskSpec::File { path, .. }) = &mut self.disk {
-            *path = base.join(&path);
+            *path = join(base, path);
         }
         for volume in &mut self.volumes {
             volume.resolve(base);
@@ -295,6 +295,12 @@ impl MachineConfig {
         let own = self.hostname.as_deref().or(self.name.as_deref());
         own.unwrap_or("casita")
     }
+}
+
+/// `path` below `base`, unless it is absolute, without `.` in between.
+fn join(base: &Path, path: &Path) -> PathBuf {
+    let joined = base.join(path);
+    joined.components().collect()
 }
 
 /// TOML's errors span lines; people get one.

@@ -127,7 +127,8 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let target: Arc<dyn Target> = hub.clone();
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);
-    let signals = watch(vm.signals, forwarder.clone())?;
+    let on_signal = forwarder.clone();
+    let signals = watch(vm.signals, move |signal| on_signal.on_signal(signal))?;
     let control = serve(vm.runtime_dir, &hub)?;
     start_clock(&hub)?;
     let main_process = MainProcess {
@@ -153,7 +154,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
 
 fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let (sender, receiver) = events();
-    let signals = watch_early(vm.signals, &sender)?;
+    let early = watch_early(vm.signals, &sender)?;
     let own = Console::detect();
     let (console, raw) = match vm.attachment {
         Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal(_))),
@@ -171,6 +172,13 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             stats: vm.stats,
         },
     )?;
+    drop(early);
+    let told = sender.clone();
+    let signals = watch(vm.signals, move |signal| {
+        if signals::ENDING.contains(&signal) {
+            told.send(Event::Signal(signal));
+        }
+    })?;
     let hub = Hub::new(sender, None, vm.config, Arc::default(), vm.teller);
     let control = serve(vm.runtime_dir, &hub)?;
     start_clock(&hub)?;
@@ -205,19 +213,27 @@ fn patience(outcome: &Result<Outcome, RunError>) -> Option<Duration> {
     }
 }
 
-/// While there is nobody to forward signals to, those that ask for the end end the machine.
+/// While there is nobody to forward signals to, those that ask for the end end the machine as soon
+/// as there is one. That may take its time, when an image is packed first: the second does not
+/// wait for it. What is left of the VM then, the next command cleans up, as after any kill.
 fn watch_early(signals: &Signals, sender: &EventSender) -> Result<Watcher, MonitorError> {
     let sender = sender.clone();
-    let watcher = signals.watch(move |signal| {
+    let mut asked = false;
+    watch(signals, move |signal| {
         if signals::ENDING.contains(&signal) {
+            if std::mem::replace(&mut asked, true) {
+                std::process::exit(128 + signal);
+            }
             sender.send(Event::Signal(signal));
         }
-    });
-    watcher.map_err(|error| MonitorError::Host("wait for signals", error))
+    })
 }
 
-fn watch(signals: &Signals, forwarder: Arc<Forwarder>) -> Result<Watcher, MonitorError> {
-    let watcher = signals.watch(move |signal| forwarder.on_signal(signal));
+fn watch(
+    signals: &Signals,
+    on_signal: impl FnMut(i32) + Send + 'static,
+) -> Result<Watcher, MonitorError> {
+    let watcher = signals.watch(on_signal);
     watcher.map_err(|error| MonitorError::Host("wait for signals", error))
 }
 

@@ -172,7 +172,7 @@ fn causes() -> Result<()> {
     ensure!(finished.status.code() == Some(125), "{finished}");
     ensure!(
         matches!(lines[..], [what, why]
-            if what == "casita: kernel none could not be opened"
+            if what == format!("casita: kernel {} could not be opened", place.text("none"))
                 && why.starts_with("  because: No such file")),
         "two lines were expected\n{finished}"
     );

@@ -113,12 +113,10 @@ pub struct RunArgs {
     /// Try to start even if this machine's KVM can't run Linux guests
     #[arg(long)]
     skip_kvm_check: bool,
-    /// Image, then command and arguments [default: the image's, or a shell]
-    #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]")]
+    /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
+    /// [default: the image's command, or a shell]
+    #[arg(trailing_var_arg = true, value_name = "IMAGE] [COMMAND")]
     words: Vec<String>,
-    /// Command and arguments
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<String>,
 }
 
 fn vm_name(text: &str) -> Result<String, String> {
@@ -128,15 +126,18 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 impl RunArgs {
-    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`.
-    fn image_and_command(&self) -> (Option<String>, Vec<String>) {
+    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser
+    /// swallows a `--` before all words, and it makes a difference: `program` are the words of the
+    /// whole command line, of which ours are the last.
+    fn image_and_command(&self, program: &[String]) -> (Option<String>, Vec<String>) {
+        let before = program.len().checked_sub(self.words.len() + 1);
+        let only_command = before.is_some_and(|place| program[place] == "--");
         let mut words = self.words.iter().cloned();
-        let image = words.next();
+        let image = if only_command { None } else { words.next() };
         let mut command: Vec<String> = words.collect();
-        if command.first().is_some_and(|word| word == "--") {
+        if !only_command && command.first().is_some_and(|word| word == "--") {
             command.remove(0);
         }
-        command.extend(self.command.iter().cloned());
         (image, command)
     }
 
@@ -145,7 +146,9 @@ impl RunArgs {
             Some(path) => MachineConfig::read(path)?,
             None => MachineConfig::default(),
         };
-        let (image, command) = self.image_and_command();
+        let program = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+        let program: Vec<String> = program.collect();
+        let (image, command) = self.image_and_command(&program);
         let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
@@ -309,10 +312,11 @@ mod tests {
         let words = ["casita", "run"]
             .into_iter()
             .chain(words.split_whitespace());
-        let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+        let words: Vec<String> = words.map(str::to_owned).collect();
+        let Command::Run(args) = Cli::try_parse_from(&words).unwrap().command else {
             panic!("not a run");
         };
-        let (image, command) = args.image_and_command();
+        let (image, command) = args.image_and_command(&words);
         (image, command.join(" "))
     }
 

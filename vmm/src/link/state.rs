@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Sender, SyncSender};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use casita_agent::wire::{
     AgentMessage, Exit, HostMessage, Key, MAX_LISTED, ProcessInfo, encode_frame,
@@ -13,10 +13,8 @@ use casita_agent::wire::{
 use rustix::fd::OwnedFd;
 use rustix::io::write;
 
+use super::worker::MAX_UNKNOWN;
 use super::{LinkError, LinkEvent};
-
-/// Connections that have not said who they are. A guest that opens more loses the oldest.
-const MAX_UNKNOWN: usize = 256;
 
 /// How far the link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +52,8 @@ pub(super) struct Entry {
 
 pub(super) struct State {
     pub phase: Phase,
+    /// The control connection, while there is one.
+    pub control: Option<Arc<UnixStream>>,
     /// Connections that the link's thread has not looked at yet.
     pub arrived: VecDeque<UnixStream>,
     pub next_number: u32,
@@ -89,8 +89,8 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Wakes the link's thread.
     pub wake: OwnedFd,
-    /// The control connection, for frames to the agent.
-    writer: Mutex<Option<UnixStream>>,
+    /// Held while a frame is sent, which may take a while.
+    sending: Mutex<()>,
     on_event: Box<dyn Fn(LinkEvent) + Send + Sync>,
 }
 
@@ -104,6 +104,7 @@ impl Shared {
             key,
             state: Mutex::new(State {
                 phase: Phase::Waiting,
+                control: None,
                 arrived: VecDeque::new(),
                 next_number: 0,
                 processes: BTreeMap::new(),
@@ -112,7 +113,7 @@ impl Shared {
             }),
             changed: Condvar::new(),
             wake,
-            writer: Mutex::new(None),
+            sending: Mutex::new(()),
             on_event: Box::new(on_event),
         }
     }
@@ -161,26 +162,25 @@ impl Shared {
     }
 
     /// The agent is here: frames can be sent to it.
-    pub fn connected(&self, writer: UnixStream) {
-        *self.writer() = Some(writer);
-    }
-
-    fn writer(&self) -> MutexGuard<'_, Option<UnixStream>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn connected(&self, control: Arc<UnixStream>) {
+        let mut state = self.lock();
+        if state.phase != Phase::Gone {
+            state.control = Some(control);
+        }
     }
 
     /// Sends a message. An agent that does not take it in time is gone.
     pub fn send(&self, message: &HostMessage) -> Result<(), LinkError> {
         let frame = encode_frame(message).map_err(LinkError::Message)?;
-        let sent = match &mut *self.writer() {
-            Some(writer) => writer.write_all(&frame).is_ok(),
-            None => false,
-        };
-        if sent {
-            return Ok(());
-        }
-        self.end();
-        Err(LinkError::Gone)
+        let control = self.lock().control.clone().ok_or(LinkError::Gone)?;
+        let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = (&*control).write_all(&frame);
+        drop(sending);
+        sent.map_err(|error| {
+            log::debug!("the guest's agent does not take messages: {error}");
+            self.end();
+            LinkError::Gone
+        })
     }
 
     /// Acts upon what the agent says. What it says of processes or questions that nobody knows is
@@ -273,6 +273,7 @@ impl Shared {
             return;
         }
         state.phase = Phase::Gone;
+        let control = state.control.take();
         let left = (
             std::mem::take(&mut state.processes),
             std::mem::take(&mut state.lists),
@@ -281,8 +282,9 @@ impl Shared {
         state.keys.clear();
         drop(state);
         drop(left);
-        if let Some(writer) = self.writer().take() {
-            let _ = writer.shutdown(Shutdown::Both);
+        // Whoever is sending stops.
+        if let Some(control) = control {
+            let _ = control.shutdown(Shutdown::Both);
         }
         self.wake();
         self.changed.notify_all();

@@ -14,13 +14,22 @@ use rustix::net::{RecvFlags, recv};
 use super::state::{Phase, Shared};
 
 /// How long a connection has to say what it is.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = patience(10);
 /// How long the agent has to take a frame. Its loop never waits for anything else than for us.
-const SEND_TIMEOUT: Duration = Duration::from_secs(20);
-/// Connections that have not said who they are; the oldest goes first.
-const MAX_UNKNOWN: usize = 256;
+const SEND_TIMEOUT: Duration = patience(20);
+/// Connections that have not said who they are. A guest that opens more loses the oldest.
+pub(super) const MAX_UNKNOWN: usize = 256;
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
+
+/// Tests have less of it.
+const fn patience(seconds: u64) -> Duration {
+    if cfg!(test) {
+        Duration::from_millis(300)
+    } else {
+        Duration::from_secs(seconds)
+    }
+}
 
 /// A connection that has not said yet what it is.
 struct Unknown {
@@ -76,7 +85,7 @@ impl Unknown {
 
 /// The control connection.
 struct Control {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     reader: FrameReader,
 }
 
@@ -166,22 +175,14 @@ impl Worker {
             log::debug!("a connection to the agent's port was refused: it is not the agent's");
             return;
         }
-        let writer = stream
-            .set_write_timeout(Some(SEND_TIMEOUT))
-            .and_then(|()| stream.try_clone());
-        match writer {
-            Ok(writer) => {
-                self.shared.connected(writer);
-                self.control = Some(Control {
-                    stream,
-                    reader: FrameReader::default(),
-                });
-            }
-            Err(error) => {
-                log::error!("the host has no file descriptor left for the guest's agent: {error}");
-                self.shared.end();
-            }
-        }
+        // A Unix socket does not refuse this.
+        let _ = stream.set_write_timeout(Some(SEND_TIMEOUT));
+        let stream = Arc::new(stream);
+        self.shared.connected(Arc::clone(&stream));
+        self.control = Some(Control {
+            stream,
+            reader: FrameReader::default(),
+        });
     }
 
     /// Reads what the agent says. False if it says nothing more.

@@ -12,6 +12,8 @@ const MAX_FILE: u64 = 1 << 20;
 const MAX_TAIL: usize = 16 << 10;
 /// The lines that people are shown.
 const SHOWN_LINES: usize = 20;
+/// How Linux begins its last words.
+const PANIC: &str = "Kernel panic - ";
 
 /// The console's log; clones are the same log.
 #[derive(Debug, Clone)]
@@ -44,7 +46,7 @@ impl ConsoleLog {
         }))))
     }
 
-    /// The last lines, without what could drive a terminal.
+    /// The last lines, or those from the kernel's panic on, without what could drive a terminal.
     pub fn last_lines(&self) -> Vec<String> {
         let inner = self.lock();
         if inner.shown {
@@ -58,8 +60,11 @@ impl ConsoleLog {
             .map(clean)
             .filter(|line| !line.trim().is_empty())
             .collect();
-        let first = lines.len().saturating_sub(SHOWN_LINES);
-        lines[first..].to_vec()
+        // What a kernel that panics says first tells why; a register dump follows.
+        let panic = lines.iter().rposition(|line| line.contains(PANIC));
+        let first = panic.unwrap_or(lines.len().saturating_sub(SHOWN_LINES));
+        let last = lines.len().min(first + SHOWN_LINES);
+        lines[first..last].to_vec()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -146,6 +151,19 @@ mod tests {
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         assert!(text.len() <= MAX_TAIL && text.ends_with("\nlast\n"));
+    }
+
+    #[test]
+    fn a_panic_is_shown_from_its_reason_on() {
+        let mut log = ConsoleLog::new(None, false).unwrap();
+        log.write_all(b"[1] before\n[2] Kernel panic - not syncing: x\n")
+            .unwrap();
+        for number in 0..30 {
+            writeln!(log, "[3] register {number}").unwrap();
+        }
+        let lines = log.last_lines();
+        assert_eq!(lines.len(), SHOWN_LINES);
+        assert_eq!(lines[0], "[2] Kernel panic - not syncing: x");
     }
 
     #[test]

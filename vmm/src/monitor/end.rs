@@ -1,5 +1,7 @@
 //! What a VM's end means to whoever ran it.
 
+use casita_agent::wire::Exit;
+
 use crate::cli::EXIT_CASITA;
 use crate::machine::{End, Outcome};
 use crate::stats::RunStats;
@@ -33,8 +35,8 @@ pub(super) fn of_agent(
     let (status, error, guest_failed) = match (outcome.end, told) {
         (_, _) if timed_out => (EXIT_TIMEOUT, None, false),
         (End::Failed(failure), _) => (EXIT_CASITA, Some(failure.to_string()), true),
-        (End::Signal(number), _) => (128 | (number as u8 & 0x7f), None, false),
-        (End::Killed, _) => (128 + libc::SIGKILL as u8, None, false),
+        (End::Signal(number), _) => (by_signal(number), None, false),
+        (End::Killed, _) => (by_signal(libc::SIGKILL), None, false),
         (End::Escape, _) => (EXIT_CASITA, None, false),
         (_, Some(Told::Exited(exit))) => (exit.status(), None, false),
         (_, Some(Told::Refused { status, message })) => (status, Some(message), false),
@@ -76,8 +78,8 @@ pub(super) fn of_plain(outcome: Outcome, timed_out: bool) -> Ended {
     let (status, error) = match outcome.end {
         _ if timed_out => (EXIT_TIMEOUT, None),
         End::Failed(failure) => (EXIT_CASITA, Some(failure.to_string())),
-        End::Signal(number) => (128 | (number as u8 & 0x7f), None),
-        End::Killed => (128 + libc::SIGKILL as u8, None),
+        End::Signal(number) => (by_signal(number), None),
+        End::Killed => (by_signal(libc::SIGKILL), None),
         End::Escape | End::AgentGone => (EXIT_CASITA, None),
         // An image's init may power off or reboot.
         End::PowerOff | End::Reset => (outcome.exit_status.unwrap_or(0), None),
@@ -90,10 +92,13 @@ pub(super) fn of_plain(outcome: Outcome, timed_out: bool) -> Ended {
     }
 }
 
+fn by_signal(number: i32) -> u8 {
+    Exit::Signal(u8::try_from(number).unwrap_or_default()).status()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use casita_agent::wire::Exit;
 
     fn status(end: End, told: Option<Told>, exit_status: Option<u8>, timed_out: bool) -> u8 {
         let outcome = Outcome {

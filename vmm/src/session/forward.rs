@@ -121,9 +121,9 @@ mod tests {
         if started {
             forwarder.started();
         }
-        signals
-            .iter()
-            .for_each(|signal| forwarder.on_signal(*signal));
+        for signal in signals {
+            forwarder.on_signal(*signal);
+        }
         fake.0.lock().unwrap().clone()
     }
 

@@ -79,7 +79,7 @@ impl Session {
         ] {
             if let Some(from) = from {
                 let thread = thread::Builder::new().name(name.into());
-                outputs.push(thread.spawn(move || carry(name, from, &to))?);
+                outputs.push(thread.spawn(move || carry(name, &from, &to))?);
             }
         }
         let input = process
@@ -101,10 +101,10 @@ impl Session {
     }
 }
 
-/// When this returns the stream is closed: a process that writes on after nobody reads any more is
+/// The stream is closed afterwards: a process that writes on after nobody reads any more is
 /// told as if it had a pipe, by SIGPIPE.
-fn carry(name: &str, from: UnixStream, to: &OwnedFd) {
-    if let Err(error) = output::carry(&from, to.as_fd())
+fn carry(name: &str, from: &UnixStream, to: &OwnedFd) {
+    if let Err(error) = output::carry(from, to.as_fd())
         && error.kind() != io::ErrorKind::BrokenPipe
     {
         log::warn!("{name} is lost from here on: {error}");

@@ -32,7 +32,8 @@ fn splice_all(from: &UnixStream, to: BorrowedFd<'_>) -> io::Result<bool> {
     const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
     loop {
         match splice(from, None, to, None, PIECE, FLAGS) {
-            Ok(0) => return Ok(true),
+            // The guest is gone; what it sent has been read.
+            Ok(0) | Err(Errno::CONNRESET) => return Ok(true),
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 wait(from.as_fd(), PollFlags::IN)?;
@@ -40,7 +41,6 @@ fn splice_all(from: &UnixStream, to: BorrowedFd<'_>) -> io::Result<bool> {
             }
             // A pipe that is opened to append.
             Err(Errno::INVAL) => return Ok(false),
-            Err(Errno::CONNRESET) => return Ok(true),
             // What the socket says when the pipe's reader goes away at that moment.
             Err(Errno::FAULT) => return Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) => return Err(error.into()),

@@ -19,6 +19,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 const OWNERSHIP: i64 = 0;
 const LIFE: i64 = 1;
 
@@ -67,22 +70,27 @@ pub fn release(file: &File) {
     let _ = set(file, libc::F_OFD_SETLK, libc::F_UNLCK, LIFE);
 }
 
-/// A lock that is held for a moment; given up on drop.
+/// A lock on a folder (flock(2)) that is held for a moment; given up on drop.
 pub struct Moment(File);
 
 impl Moment {
     /// Waits for the lock.
-    pub fn lock(path: &Path) -> io::Result<Self> {
-        let file = open(path, true)?;
-        set(&file, libc::F_OFD_SETLKW, libc::F_WRLCK, OWNERSHIP)?;
-        Ok(Self(file))
+    pub fn lock(folder: &Path) -> io::Result<Self> {
+        let file = File::open(folder)?;
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
 impl Drop for Moment {
     fn drop(&mut self) {
         // A child that was forked a moment ago may still have the descriptor: unlocked by hand.
-        release(&self.0);
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

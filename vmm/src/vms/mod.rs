@@ -1,8 +1,7 @@
 //! The user's VMs, without a daemon: what each is, who runs it, how it ended, what it said.
 //!
 //! ```text
-//! $XDG_DATA_HOME/casita/vms/
-//!   .lock           held while a record is made, renamed away or takes a name
+//! $XDG_DATA_HOME/casita/vms/   locked while a record is made, renamed away or takes a name
 //!   names/NAME      symbolic link to the ID: a name belongs to one VM
 //!   ID/config.json  the Record: what it is
 //!   ID/state.json   the State, as its owner last told
@@ -19,8 +18,8 @@
 //! looks next takes the lock, writes what is true, and cleans up.
 //!
 //! A record appears whole or not at all: it is made as `.new.ID` and renamed, and goes as
-//! `.old.ID`. Both are only ever made under `.lock`, so whoever holds that may remove what it
-//! finds of them.
+//! `.old.ID`. Both are only ever made under the folder's lock, so whoever holds that may remove
+//! what it finds of them.
 
 mod error;
 mod files;

@@ -165,8 +165,7 @@ impl Registry {
     }
 
     pub(super) fn moment(&self) -> Result<Moment, VmsError> {
-        let path = self.vms.join(".lock");
-        Moment::lock(&path).map_err(VmsError::io("lock", &path))
+        Moment::lock(&self.vms).map_err(VmsError::io("lock", &self.vms))
     }
 
     /// Takes the record of a VM, whose owner the caller is, and its name out of sight. What is

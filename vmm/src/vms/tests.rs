@@ -41,7 +41,7 @@ fn kill(vm: OwnedVm) {
     drop(vm);
 }
 
-/// Everything in the folder of records but the lock.
+/// Everything in the folder of records.
 fn left(base: &Path) -> BTreeSet<String> {
     let vms = Dirs::below(base).data().join("vms");
     let mut found = BTreeSet::new();
@@ -51,7 +51,6 @@ fn left(base: &Path) -> BTreeSet<String> {
         }
     }
     found.remove("names");
-    found.remove(".lock");
     found
 }
 

@@ -104,23 +104,17 @@ impl LogReader {
 }
 
 /// Reads record after record, from file to file as they are rotated.
-struct Source {
+pub(super) struct Source {
     dir: PathBuf,
     file: Option<BufReader<File>>,
     at: u64,
 }
 
 impl Source {
-    fn oldest(dir: &Path) -> io::Result<Self> {
-        // In this order: a file that is rotated in between is read, not missed.
-        let now = open(&current(dir))?;
-        let file = match open(&previous(dir))? {
-            Some(before) => Some(before),
-            None => now,
-        };
+    pub(super) fn oldest(dir: &Path) -> io::Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
-            file: file.map(buffered),
+            file: open_oldest(dir)?.map(buffered),
             at: 0,
         })
     }
@@ -133,7 +127,7 @@ impl Source {
     }
 
     /// The next record; `None` if there is none yet.
-    fn next(&mut self) -> io::Result<Option<(Header, Vec<u8>)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(Header, Vec<u8>)>> {
         loop {
             if let Some(record) = self.next_here()? {
                 return Ok(Some(record));
@@ -153,7 +147,7 @@ impl Source {
     /// The file that comes after this one, if there is one.
     fn newer(&self) -> io::Result<Option<File>> {
         let Some(reader) = &self.file else {
-            return open(&current(&self.dir));
+            return open_oldest(&self.dir);
         };
         if is_at(reader.get_ref(), &current(&self.dir))? {
             return Ok(None);
@@ -162,10 +156,7 @@ impl Source {
             return open(&current(&self.dir));
         }
         // So far behind that a whole file was thrown away meanwhile.
-        match open(&previous(&self.dir))? {
-            Some(before) => Ok(Some(before)),
-            None => open(&current(&self.dir)),
-        }
+        open_oldest(&self.dir)
     }
 
     fn next_here(&mut self) -> io::Result<Option<(Header, Vec<u8>)>> {
@@ -209,6 +200,13 @@ fn open(path: &Path) -> io::Result<Option<File>> {
         Err(none) if none.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn open_oldest(dir: &Path) -> io::Result<Option<File>> {
+    // In this order: a file that is rotated in between is read, not missed.
+    let now = open(&current(dir))?;
+    let before = open(&previous(dir))?;
+    Ok(before.or(now))
 }
 
 /// Tells when a log has grown, without looking again and again.

@@ -134,6 +134,22 @@ fn a_damaged_log_is_told_and_not_believed() {
     assert!(error.to_string().contains("damaged"), "{error}");
 }
 
+/// The first look comes when there is no file yet, the next when the first is full already.
+#[test]
+fn a_reader_that_found_nothing_starts_with_the_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = reader::Source::oldest(dir.path()).unwrap();
+    assert!(source.next().unwrap().is_none());
+    let log = LogWriter::with_segment(dir.path(), 100).unwrap();
+    for number in 0..12 {
+        log.append(OUT, &[number]).unwrap();
+    }
+    for number in 0..12 {
+        assert_eq!(source.next().unwrap().unwrap().1, [number]);
+    }
+    assert!(source.next().unwrap().is_none());
+}
+
 /// Followed from its first moment, through a rotation, to the end: nothing is missing.
 #[test]
 fn a_follower_sees_all_of_it_and_ends_with_the_vm() {
