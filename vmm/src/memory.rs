@@ -296,9 +296,10 @@ impl GuestRam {
     /// many.
     fn write_sparse(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
         const PAGE: usize = 4096;
+        const ZEROS: [u8; PAGE] = [0; PAGE];
         for (index, page) in (0u64..).zip(bytes.chunks(PAGE)) {
             let addr = addr + index * PAGE as u64;
-            if page.iter().any(|byte| *byte != 0) {
+            if !ZEROS.starts_with(page) {
                 self.write(page, addr)?;
             }
         }

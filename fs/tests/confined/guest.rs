@@ -21,6 +21,8 @@ use rustix::net::{
 use vm_memory_018::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_casita-fs");
+
 /// The node of the directory itself.
 pub const ROOT: u64 = 1;
 
@@ -52,11 +54,20 @@ impl Served {
     }
 
     pub fn start_as(dir: &Path, read_only: bool, user: Option<u32>) -> Self {
+        let mut command = Command::new(PROGRAM);
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
+        let served = Self::start_by(command, dir, read_only);
+        served.unwrap_or_else(|reason| panic!("casita-fs: {reason}"))
+    }
+
+    /// By a command that ends with the program. An error is the program's reason not to serve.
+    pub fn start_by(mut command: Command, dir: &Path, read_only: bool) -> Result<Self, String> {
         let flags = SocketFlags::CLOEXEC;
         let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let (ours, theirs) = pair.unwrap();
         let dir = std::fs::File::open(dir).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_casita-fs"));
         command.args(["--fd", "0", "--dir-fd", "1"]);
         command
             .stdin(theirs)
@@ -65,14 +76,14 @@ impl Served {
         if read_only {
             command.arg("--read-only");
         }
-        if let Some(user) = user {
-            command.uid(user).gid(user);
-        }
-        let outer = command.spawn().unwrap();
+        let mut outer = command.spawn().unwrap();
         drop(command);
-        Self {
-            outer,
-            connection: receive(&ours),
+        match receive(&ours) {
+            Ok(connection) => Ok(Self { outer, connection }),
+            Err(reason) => {
+                outer.wait().unwrap();
+                Err(reason)
+            }
         }
     }
 
@@ -91,7 +102,7 @@ impl Served {
     }
 }
 
-fn receive(channel: &OwnedFd) -> UnixStream {
+fn receive(channel: &OwnedFd) -> Result<UnixStream, String> {
     let mut text = [0; 1000];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);
@@ -106,8 +117,8 @@ fn receive(channel: &OwnedFd) -> UnixStream {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    let reason = String::from_utf8_lossy(&text[..len]);
-    sent.unwrap_or_else(|| panic!("casita-fs: {reason}")).into()
+    let reason = String::from_utf8_lossy(&text[..len]).into_owned();
+    sent.map(UnixStream::from).ok_or(reason)
 }
 
 /// Whether the other end closes within ten seconds.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use guest::{Guest, ROOT, Served, op};
 use tempfile::TempDir;
@@ -191,6 +192,20 @@ fn nothing_outside_is_changed() {
     assert!(!Path::new("/tmp/casita-fs-test-escaped").exists());
 }
 
+/// What is mounted below comes along, and is as little to be changed.
+#[test]
+fn whole_root_can_be_shared() {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    fs::write(file.path(), "below").unwrap();
+    let mut guest = Guest::of(Served::start(Path::new("/"), true));
+    let mut node = ROOT;
+    for name in file.path().iter().skip(1) {
+        node = guest.lookup(node, name.to_str().unwrap()).unwrap().node;
+    }
+    assert_eq!(guest.read_all(node).unwrap(), b"below");
+    assert_eq!(guest.open(node, libc::O_RDWR).err(), Some(libc::EROFS));
+}
+
 #[test]
 fn read_only_directory_stays_as_it_is() {
     let host = Host::new();
@@ -303,6 +318,26 @@ fn process_is_confined() {
             );
         }
     }
+}
+
+#[test]
+fn host_that_forbids_namespaces_is_told_what_to_change() {
+    let host = Host::new();
+    // In a namespace of its own this setting is root's, who the test is there.
+    let forbid = r#"echo 0 > /proc/sys/user/max_user_namespaces || exit 9; exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["-Ur", "sh", "-c", forbid, "sh", guest::PROGRAM]);
+    let Err(reason) = Served::start_by(command, &host.shared(), false) else {
+        panic!("it was started");
+    };
+    if reason.is_empty() {
+        return eprintln!("skipped: no namespace to forbid them in");
+    }
+    assert!(reason.contains("user namespaces"), "{reason}");
+    assert!(
+        reason.contains("sysctl user.max_user_namespaces"),
+        "{reason}"
+    );
 }
 
 #[test]
