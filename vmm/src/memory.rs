@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use casita_boot::{BootPlan, FileCopy, FileMapping, GuestRange, MemoryLayout, PlanFile};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek, sendfile};
 use thiserror::Error;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -219,7 +219,7 @@ impl GuestRam {
     fn place(&self, mapping: &FileMapping, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
         match self.backing {
             Backing::Private => self.map(mapping, files),
-            Backing::Shared => self.copy(&as_copy(mapping), files),
+            Backing::Shared => self.transfer(mapping, files),
         }
     }
 
@@ -260,6 +260,37 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Copies from file to file within the host's kernel. What is a hole in one becomes one in the
+    /// other; a kernel has some.
+    fn transfer(&self, mapping: &FileMapping, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
+        let FileMapping {
+            guest_addr: addr,
+            file_offset,
+            len,
+            ..
+        } = *mapping;
+        self.host_range(addr, len)?;
+        let place = self.memory.to_region_addr(GuestAddress(addr));
+        let place = place.and_then(|(region, at)| Some((region.file_offset()?, at)));
+        let (out, at) = place.ok_or(MemoryError::NotRam { addr })?;
+        let (file, name) = files.get(mapping.file);
+        let failed = |source| MemoryError::Read {
+            file: name,
+            offset: file_offset,
+            len,
+            source,
+        };
+        let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let end = file_offset + len;
+        let mut from = file_offset;
+        while let Some((start, stop)) = next_data(file, from, end).map_err(failed)? {
+            let to = out.start() + at.0 + (start - file_offset);
+            send(file, start, stop, out.file(), to).map_err(failed)?;
+            from = stop;
+        }
+        Ok(())
+    }
+
     fn copy(&self, copy: &FileCopy, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
         const CHUNK: u64 = 1 << 20;
         let (file, name) = files.get(copy.file);
@@ -276,11 +307,7 @@ impl GuestRam {
             let chunk = &mut buffer[..(copy.len - done).min(CHUNK) as usize];
             file.read_exact_at(chunk, copy.file_offset + done)
                 .map_err(failed)?;
-            let addr = copy.guest_addr + done;
-            match self.backing {
-                Backing::Private => self.write(chunk, addr)?,
-                Backing::Shared => self.write_sparse(chunk, addr)?,
-            }
+            self.write(chunk, copy.guest_addr + done)?;
             done += chunk.len() as u64;
         }
         Ok(())
@@ -291,29 +318,38 @@ impl GuestRam {
             .write_slice(bytes, GuestAddress(addr))
             .map_err(|_| MemoryError::NotRam { addr })
     }
-
-    /// Writes to memory that nobody has written to. Pages of zeros are there already; a kernel has
-    /// many.
-    fn write_sparse(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
-        const PAGE: usize = 4096;
-        const ZEROS: [u8; PAGE] = [0; PAGE];
-        for (index, page) in (0u64..).zip(bytes.chunks(PAGE)) {
-            let addr = addr + index * PAGE as u64;
-            if !ZEROS.starts_with(page) {
-                self.write(page, addr)?;
-            }
-        }
-        Ok(())
-    }
 }
 
-fn as_copy(mapping: &FileMapping) -> FileCopy {
-    FileCopy {
-        file: mapping.file,
-        guest_addr: mapping.guest_addr,
-        file_offset: mapping.file_offset,
-        len: mapping.len,
+/// The first part of `file` from `from` on that is no hole, up to `end`.
+fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+    if from >= end {
+        return Ok(None);
     }
+    if file.metadata()?.len() < end {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let start = match seek(file, SeekFrom::Data(from)) {
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        other => other?,
+    };
+    if start >= end {
+        return Ok(None);
+    }
+    Ok(Some((start, seek(file, SeekFrom::Hole(start))?.min(end))))
+}
+
+/// Copies the bytes from `start` to `stop` of `file` to the place `to` of `out`.
+fn send(file: &File, mut start: u64, stop: u64, out: &File, to: u64) -> io::Result<()> {
+    seek(out, SeekFrom::Start(to))?;
+    while start < stop {
+        let len = usize::try_from(stop - start).unwrap_or(usize::MAX);
+        match sendfile(out, file, Some(&mut start), len) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A memory file whose size nobody can change: not those that it is shared with, either. Who touches
@@ -398,19 +434,38 @@ mod tests {
 
     #[test]
     fn who_shares_memory_sees_the_kernel_and_what_the_guest_writes_over_it() {
-        let (ram, kernel) = (shared_ram(32), file(&[[7; 4096], [0; 4096]].concat()));
+        let (ram, kernel) = (shared_ram(32), file(&[7; 4096]));
+        kernel.set_len(16 * 4096).unwrap();
+        kernel.write_all_at(&[8; 4096], 8 * 4096).unwrap();
         let mapping = FileMapping {
             file: PlanFile::Kernel,
             guest_addr: MIB,
             file_offset: 0,
-            len: 8192,
+            len: 16 * 4096,
         };
         ram.place(&mapping, &files(&kernel)).unwrap();
-        assert_eq!(through_the_file(&ram, MIB, 4096), vec![7; 4096]);
+        let mut wanted = vec![0; 16 * 4096];
+        wanted[..4096].fill(7);
+        wanted[8 * 4096..9 * 4096].fill(8);
+        assert_eq!(through_the_file(&ram, MIB, 16 * 4096), wanted);
+        assert_eq!(read(&ram, MIB, 16 * 4096), wanted);
         for addr in [MIB, MIB + 4096, 31 * MIB] {
             ram.memory().write_slice(&[9], GuestAddress(addr)).unwrap();
             assert_eq!(through_the_file(&ram, addr, 1), [9]);
         }
+    }
+
+    #[test]
+    fn a_kernel_that_shrank_is_not_copied() {
+        let (ram, kernel) = (shared_ram(32), file(&[7; 8192]));
+        let mapping = FileMapping {
+            file: PlanFile::Kernel,
+            guest_addr: MIB,
+            file_offset: 4096,
+            len: 8192,
+        };
+        let error = ram.place(&mapping, &files(&kernel)).unwrap_err();
+        assert!(matches!(error, MemoryError::Read { .. }), "{error}");
     }
 
     #[test]
