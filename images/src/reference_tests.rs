@@ -120,7 +120,8 @@ proptest! {
     #[test]
     fn well_formed_names_are_accepted(
         registry in proptest::option::of("[a-z]{1,8}\\.[a-z]{2,3}(:[1-9][0-9]{1,3})?"),
-        path in "[a-z0-9]{1,6}([._/-][a-z0-9]{1,6}){0,3}",
+        // No dot in its first part, which would be a registry.
+        path in "[a-z0-9]{1,6}([_-][a-z0-9]{1,6})?(/[a-z0-9]{1,6}([._-][a-z0-9]{1,6}){0,3}){0,2}",
         tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
     ) {
         let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();

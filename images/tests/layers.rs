@@ -313,7 +313,7 @@ fn data_that_a_later_layer_hides_takes_no_space() {
     let big = "x".repeat(8 << 20);
     let stores = support::Stores::new();
     let lower = Tar::new().file("big", &big).file("small", "1").done();
-    let kept = stores.import(&[lower.clone()]).unwrap();
+    let kept = stores.import(std::slice::from_ref(&lower)).unwrap();
     let hidden = stores
         .import(&[lower, Tar::new().file(".wh.big", "").done()])
         .unwrap();

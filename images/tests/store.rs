@@ -169,6 +169,34 @@ fn what_a_dead_import_left_is_swept_and_a_living_ones_file_is_not() {
 }
 
 #[test]
+fn imports_and_removals_at_once_lose_nothing() {
+    let stores = Stores::new();
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            let store = &stores.store;
+            scope.spawn(move || {
+                add(
+                    store,
+                    &format!("kept{number}"),
+                    &format!("kept {}", number / 2),
+                );
+                add(store, &format!("gone{number}"), &format!("gone {number}"));
+                let removed = store
+                    .remove(&format!("gone{number}"), false, &unused)
+                    .unwrap();
+                assert!(removed.deleted);
+            });
+        }
+    });
+    let images = stores.store.list().unwrap();
+    assert_eq!(images.len(), 8);
+    assert!(
+        images.iter().all(|image| image.references.len() == 2),
+        "{images:?}"
+    );
+}
+
+#[test]
 fn a_damaged_list_of_names_is_an_error_that_names_it() {
     let stores = Stores::new();
     std::fs::write(stores.dir.path().join("images/refs.json"), "{").unwrap();

@@ -222,7 +222,11 @@ impl<R: BufRead> Archive<R> {
         Ok(Entry {
             kind,
             path,
-            link: pax.link.or(long_link).unwrap_or_else(|| header.link()),
+            link: pax
+                .link
+                .take()
+                .or(long_link)
+                .unwrap_or_else(|| header.link()),
             mode: header.mode()?,
             uid: pax.uid.map_or_else(|| header.uid(), Ok)?,
             gid: pax.gid.map_or_else(|| header.gid(), Ok)?,
@@ -233,7 +237,7 @@ impl<R: BufRead> Archive<R> {
             },
             size,
             extents,
-            xattrs: pax.xattrs,
+            xattrs: pax.xattrs(),
         })
     }
 

@@ -1,6 +1,8 @@
 //! PAX records (POSIX.1-2001): `LENGTH KEY=VALUE\n`, one after another. They replace what the
 //! header says of the same entry.
 
+use std::collections::BTreeMap;
+
 use super::sparse::PaxSparse;
 use super::{ArchiveError, MAX_XATTRS, Time, Xattr};
 
@@ -13,7 +15,9 @@ pub(super) struct Pax {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Time>,
     pub(super) sparse: PaxSparse,
-    pub(super) xattrs: Vec<Xattr>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Names and values of all records, also of those that another one replaces.
+    xattrs_len: usize,
 }
 
 impl Pax {
@@ -25,25 +29,31 @@ impl Pax {
             pax.set(key, value)?;
             bytes = rest;
         }
-        pax.xattrs.sort();
-        let size: usize = pax
-            .xattrs
-            .iter()
-            .map(|it| it.name.len() + it.value.len())
-            .sum();
-        if size > MAX_XATTRS {
+        let len = |(name, value): (&Vec<u8>, &Vec<u8>)| name.len() + value.len();
+        if pax.xattrs.iter().map(len).sum::<usize>() > MAX_XATTRS {
             return Err(ArchiveError::XattrsTooLarge);
         }
         Ok(pax)
     }
 
+    /// Extended attributes, sorted by name.
+    pub(super) fn xattrs(self) -> Vec<Xattr> {
+        let pairs = self.xattrs.into_iter();
+        pairs
+            .map(|(name, value)| Xattr {
+                name: name.into(),
+                value: value.into(),
+            })
+            .collect()
+    }
+
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), ArchiveError> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-            self.set_xattr(name.to_vec(), value.to_vec(), true);
+            self.set_xattr(name.to_vec(), value.to_vec(), true)?;
         } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
             let name = decode_percent(name).ok_or(ArchiveError::Pax)?;
             let value = decode_base64(value).ok_or(ArchiveError::Pax)?;
-            self.set_xattr(name, value, false);
+            self.set_xattr(name, value, false)?;
         } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
             self.sparse.set(key, value)?;
         } else {
@@ -68,13 +78,20 @@ impl Pax {
     }
 
     /// libarchive writes both forms; the other one can't have lost anything.
-    fn set_xattr(&mut self, name: Vec<u8>, value: Vec<u8>, replace: bool) {
-        let (name, value) = (name.into_boxed_slice(), value.into_boxed_slice());
-        match self.xattrs.iter_mut().find(|xattr| xattr.name == name) {
-            Some(xattr) if replace => xattr.value = value,
-            Some(_) => (),
-            None => self.xattrs.push(Xattr { name, value }),
+    fn set_xattr(
+        &mut self,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        replace: bool,
+    ) -> Result<(), ArchiveError> {
+        self.xattrs_len += name.len() + value.len();
+        if self.xattrs_len > 2 * MAX_XATTRS {
+            return Err(ArchiveError::XattrsTooLarge);
         }
+        if replace || !self.xattrs.contains_key(&name) {
+            self.xattrs.insert(name, value);
+        }
+        Ok(())
     }
 }
 
@@ -195,7 +212,7 @@ mod tests {
         ]
         .concat();
         let pax = Pax::parse(&bytes).unwrap();
-        assert_eq!(pax.path.unwrap(), b"a\nb=c");
+        assert_eq!(pax.path.as_deref(), Some(&b"a\nb=c"[..]));
         assert_eq!(pax.uid, Some(u32::MAX));
         assert_eq!(
             pax.mtime,
@@ -204,8 +221,9 @@ mod tests {
                 nanoseconds: 750_000_000
             })
         );
-        assert_eq!(&*pax.xattrs[0].name, b"security.capability");
-        assert_eq!(&*pax.xattrs[0].value, b"\x01\n\x00=\n");
+        let xattrs = pax.xattrs();
+        assert_eq!(&*xattrs[0].name, b"security.capability");
+        assert_eq!(&*xattrs[0].value, b"\x01\n\x00=\n");
     }
 
     #[test]
@@ -216,7 +234,7 @@ mod tests {
             record_of("SCHILY.xattr.user.b", b"y"),
         ]
         .concat();
-        let xattrs = Pax::parse(&bytes).unwrap().xattrs;
+        let xattrs = Pax::parse(&bytes).unwrap().xattrs();
         assert_eq!(
             (&*xattrs[0].name, &*xattrs[0].value),
             (&b"user.a="[..], &[1u8, 2, 3][..])
@@ -252,7 +270,7 @@ mod tests {
 
     #[test]
     fn attributes_beyond_64_kib_are_refused() {
-        let half = vec![b'x'; 40 << 10];
+        let half = vec![b'x'; 33 << 10];
         let bytes = [
             record_of("SCHILY.xattr.user.a", &half),
             record_of("SCHILY.xattr.user.b", &half),

@@ -7,6 +7,7 @@
 mod hide;
 mod path;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 pub use crate::archive::{Time, Xattr};
@@ -19,6 +20,10 @@ pub const ROOT: InodeId = InodeId(0);
 /// Names, link targets and attributes of all inodes may have so many bytes together: they stay in
 /// memory.
 const MAX_TEXT: u64 = 256 << 20;
+
+/// Links may lead through thousands of directories, for every entry: together they take no more
+/// steps than this.
+const MAX_STEPS: u64 = 100_000_000;
 
 /// An inode, by its place in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +147,8 @@ pub struct Tree {
     names_left: u64,
     max_names: u64,
     text_left: u64,
+    /// Steps through symbolic links that may still be taken.
+    steps_left: Cell<u64>,
 }
 
 impl Tree {
@@ -164,6 +171,7 @@ impl Tree {
             names_left: max_names,
             max_names,
             text_left: MAX_TEXT,
+            steps_left: Cell::new(MAX_STEPS),
         }
     }
 

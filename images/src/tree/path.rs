@@ -51,6 +51,9 @@ pub enum PathError {
     /// Through a link to nothing.
     #[error("goes through the symbolic link {0:?}, which leads to nothing in the image")]
     Dangling(String),
+    /// Through links, too often.
+    #[error("goes through symbolic links once too often: no real image follows 100 million")]
+    TooManySteps,
     /// Through too many links.
     #[error("goes through more than 40 symbolic links")]
     TooManySymlinks,
@@ -216,6 +219,8 @@ impl Tree {
             let Some(rest) = todo.pop() else {
                 return Ok(at);
             };
+            let left = self.steps_left.get().checked_sub(1);
+            self.steps_left.set(left.ok_or(PathError::TooManySteps)?);
             let mut parts = rest.splitn(2, |&byte| byte == b'/');
             let part = parts.next().unwrap_or_default();
             todo.extend(parts.next());
