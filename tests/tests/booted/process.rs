@@ -179,7 +179,8 @@ fn signals() -> Result<()> {
     let script = "for s in HUP QUIT USR1 USR2 INT; do trap \"echo got $s\" $s; done
         trap 'echo got TERM; exit 5' TERM
         echo ready; while :; do sleep 100000 & wait; done";
-    let running = vm(&Place::new()?, &[], script).start()?;
+    let place = Place::new()?;
+    let running = vm(&place, &[], script).start()?;
     running.wait_for("ready")?;
     for (signal, name) in [
         (Signal::HUP, "HUP"),
@@ -298,15 +299,22 @@ fn job_control() -> Result<()> {
     let program = place.casita(["run", "--rm", "-it", "--hostname", "box", "--", "sh", "-i"]);
     let mut seat = Seat::start(program, 24, 80)?;
     seat.shows("# ")?;
-    seat.types("sh -c 'echo wai\"\"ting; sleep 100000'\r")?;
-    seat.shows("waiting\r\n")?;
+    // What cat gives back shows that it has the terminal.
+    seat.types("sh -c 'echo rea\"\"dy; exec cat'\r")?;
+    seat.shows("ready\r\n")?;
+    seat.types("there\r")?;
+    seat.shows("there\r\nthere\r\n")?;
     seat.types("\x1a")?;
     seat.shows("Stopped")?;
+    seat.shows("# ")?;
     seat.types("echo still he\"\"re; jobs\r")?;
     seat.shows("still here\r\n")?;
     seat.shows("Stopped")?;
+    seat.shows("# ")?;
     seat.types("fg\r")?;
-    seat.shows("sleep 100000")?;
+    seat.shows("exec cat")?;
+    seat.types("again\r")?;
+    seat.shows("again\r\nagain\r\n")?;
     seat.types("\x03")?;
     seat.shows("# ")?;
     seat.types("sleep 100000 &\r")?;
@@ -326,7 +334,11 @@ fn full_screen() -> Result<()> {
     seat.types("vi /tmp/letter\r")?;
     // An editor asks the terminal nothing before it draws its empty lines.
     seat.shows("~")?;
-    seat.types("ifirst line\rsecond linx\x7fe\x1b")?;
+    seat.types("ifirst line\rsecond linx\x7fe")?;
+    seat.shows("[Modified]")?;
+    // Right behind it, another key would be read as a part of an escape sequence.
+    seat.types("\x1b")?;
+    seat.shows("- /tmp/letter")?;
     seat.types(":wq\r")?;
     seat.shows("# ")?;
     seat.types("md5sum < /tmp/letter\r")?;
