@@ -3,9 +3,10 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY};
+use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
 use crate::vms::time::{rfc3339, rough};
 use crate::vms::{Record, State, Status, Vm, now};
+use crate::volume::VolumeSource;
 
 /// What `ps --format json` tells of a VM.
 #[derive(Debug, Serialize)]
@@ -55,7 +56,7 @@ pub struct Description {
     pub limits: Limits,
     /// None yet: guests have no network.
     pub network: Option<()>,
-    pub mounts: Vec<Value>,
+    pub mounts: Vec<MountDescription>,
     pub disk: Option<DiskDescription>,
     pub restart: String,
     pub restarts: u32,
@@ -70,6 +71,16 @@ pub struct Description {
 pub struct Limits {
     pub memory: u64,
     pub cpus: u8,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct MountDescription {
+    /// `volume`, `directory` or `tmpfs`.
+    pub kind: &'static str,
+    /// The volume's name or the host's directory.
+    pub source: Option<String>,
+    pub target: String,
+    pub read_only: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +114,7 @@ impl Description {
                 cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
             },
             network: None,
-            mounts: Vec::new(),
+            mounts: mounts(config),
             disk: disk(vm),
             restart: record.restart.to_string(),
             restarts: state.restarts,
@@ -116,6 +127,28 @@ impl Description {
             dir: vm.dir().display().to_string(),
         })
     }
+}
+
+fn mounts(config: &MachineConfig) -> Vec<MountDescription> {
+    let volumes = config.volumes.iter().map(|spec| {
+        let (kind, source) = match &spec.source {
+            VolumeSource::Named { name, .. } => ("volume", name.clone()),
+            VolumeSource::Directory(path) => ("directory", path.display().to_string()),
+        };
+        MountDescription {
+            kind,
+            source: Some(source),
+            target: spec.target.clone(),
+            read_only: spec.read_only,
+        }
+    });
+    let tmpfs = config.tmpfs.iter().map(|spec| MountDescription {
+        kind: "tmpfs",
+        source: None,
+        target: spec.target.clone(),
+        read_only: false,
+    });
+    volumes.chain(tmpfs).collect()
 }
 
 fn disk(vm: &Vm) -> Option<DiskDescription> {
@@ -168,6 +201,35 @@ pub fn status(state: &State, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_say_what_is_where() {
+        let config = MachineConfig {
+            volumes: vec!["db:/d:ro".parse().unwrap(), "/h:/x".parse().unwrap()],
+            tmpfs: vec!["/t".parse().unwrap()],
+            ..MachineConfig::default()
+        };
+        let told: Vec<_> = mounts(&config)
+            .into_iter()
+            .map(|one| {
+                (
+                    one.kind,
+                    one.source.unwrap_or_default(),
+                    one.target,
+                    one.read_only,
+                )
+            })
+            .collect();
+        let expected = [
+            ("volume", "db", "/d", true),
+            ("directory", "/h", "/x", false),
+            ("tmpfs", "", "/t", false),
+        ];
+        let expected = expected.map(|(kind, source, target, read_only)| {
+            (kind, source.to_owned(), target.to_owned(), read_only)
+        });
+        assert_eq!(told, expected);
+    }
 
     #[test]
     fn a_status_says_what_and_since_when() {
