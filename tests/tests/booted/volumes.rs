@@ -16,6 +16,7 @@ pub fn tests(suite: &mut Suite) {
     suite.test("a_volume_is_whole_after_a_kill_of_its_monitor", killed);
     suite.test("many_read_a_volume_and_nobody_writes_to_it_then", readers);
     suite.test("a_volume_that_is_written_to_is_in_use", writer);
+    suite.test("several_write_to_a_shared_volume", shared);
     suite.test("a_tmpfs_has_its_size_and_mode", tmpfs);
     suite.test("a_mount_point_that_is_a_file_is_told", mount_point);
     suite.test("files_are_copied_in_and_out", copied);
@@ -170,6 +171,28 @@ fn writer() -> Result<()> {
     casita(&place, &["volume", "rm", "v"])?;
     let listed = casita(&place, &["volume", "ls", "-q"])?;
     ensure!(listed.text().is_empty(), "{listed}");
+    Ok(())
+}
+
+fn shared() -> Result<()> {
+    let place = Place::new()?;
+    let first = running(&place, &["-v", "s:/data:shared"], "echo first > /data/a")?;
+    // The kind is the volume's own, so nobody has to say it again.
+    let second = shell(
+        &place,
+        &["-v", "s:/data"],
+        "cat /data/a; echo second > /data/b",
+    );
+    second.finish()?.expect(0)?.says(&["first"])?;
+    let there = place.casita(["exec", "vm", "cat", "/data/b"]);
+    there.finish()?.expect(0)?.says(&["second"])?;
+    refused(
+        &place,
+        &["volume", "rm", "-f", "s"],
+        &["volume s is in use"],
+    )?;
+    end(first)?;
+    casita(&place, &["volume", "rm", "-f", "s"])?;
     Ok(())
 }
 

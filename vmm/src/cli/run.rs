@@ -14,12 +14,13 @@ use crate::config::{
 };
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
+use crate::images::{self, PullPolicy};
 use crate::life::{self, Surroundings};
 use crate::monitor::{Attachment, Ended};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
-use crate::vms::{NewVm, Registry, RestartPolicy};
+use crate::vms::{ImageUse, NewVm, Registry, RestartPolicy};
 use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// Options of `casita run`.
@@ -110,6 +111,9 @@ pub struct RunArgs {
     /// Write the stages of the boot and the VM exits to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+    /// When to ask a registry for the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: PullPolicy,
     /// Try to start even if this machine's KVM can't run Linux guests
     #[arg(long)]
     skip_kvm_check: bool,
@@ -182,23 +186,50 @@ impl RunArgs {
         config.env = complete_env(&config.env)?;
         config.check_process()?;
         check_plain(&config)?;
-        check_image(&config)?;
         Ok(config)
     }
 }
 
 impl RunArgs {
-    fn new_vm(&self, mut config: MachineConfig) -> Result<NewVm, CliError> {
+    /// The VM of `config`, with the image that it names, pulled if need be.
+    fn new_vm(&self, mut config: MachineConfig, dirs: &Dirs) -> Result<NewVm, CliError> {
         // Its monitor may be started again from anywhere.
         config.resolve_paths(&std::env::current_dir()?);
+        let (config, image) = self.with_image(config, dirs)?;
         Ok(NewVm {
             name: config.name.clone(),
             config,
-            image: None,
+            image,
             rm: self.rm,
             restart: self.restart,
             skip_kvm_check: self.skip_kvm_check,
         })
+    }
+
+    fn with_image(
+        &self,
+        config: MachineConfig,
+        dirs: &Dirs,
+    ) -> Result<(MachineConfig, Option<ImageUse>), CliError> {
+        let Some(name) = config.image.clone() else {
+            return Ok((config, None));
+        };
+        if config.rootfs.is_some() {
+            return Err(format!(
+                "there is an image, {name}, and --rootfs: leave out one, or write the command after --"
+            )
+            .into());
+        }
+        let image = images::resolve(&name, self.pull, dirs)?;
+        let config = MachineConfig {
+            rootfs: Some(image.path),
+            ..config.with_image(&image.config)
+        };
+        let used = ImageUse {
+            reference: name,
+            digest: image.digest.to_string(),
+        };
+        Ok((config, Some(used)))
     }
 }
 
@@ -228,23 +259,6 @@ fn check_plain(config: &MachineConfig) -> Result<(), CliError> {
     }
 }
 
-fn check_image(config: &MachineConfig) -> Result<(), CliError> {
-    match (&config.image, &config.rootfs) {
-        (Some(image), Some(_)) => Err(format!(
-            "there is an image, {image}, and --rootfs: leave out one, or write the command after --"
-        )
-        .into()),
-        (Some(image), None) => {
-            let told = format!(
-                "image {image} is not there: casita image pull {image}; a command in the built-in \
-                 image goes after --"
-            );
-            Err(told.into())
-        }
-        (None, _) => Ok(()),
-    }
-}
-
 /// Boots a machine and waits for its end.
 ///
 /// # Errors
@@ -257,7 +271,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let registry = Registry::open(&dirs)?;
     if args.detach {
-        let id = life::run_detached(&registry, args.new_vm(config)?)?;
+        let id = life::run_detached(&registry, args.new_vm(config, &dirs)?)?;
         writeln!(std::io::stdout(), "{id}")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -268,7 +282,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         attachment: Attachment::Attached(attach),
         stats,
     };
-    let ended = life::run_attached(&registry, args.new_vm(config)?, around)?;
+    let ended = life::run_attached(&registry, args.new_vm(config, &dirs)?, around)?;
     log_summary(&ended.stats);
     if let Some(path) = &args.stats {
         ended.stats.write(path).map_err(|error| {

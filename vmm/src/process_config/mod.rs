@@ -8,6 +8,7 @@ mod signal;
 
 use casita_agent::spec::WindowSize;
 use casita_agent::wire::{Limit, ProcessSpec, Program};
+use casita_images::ImageConfig;
 
 use crate::config::MachineConfig;
 use crate::control::protocol::{ProcessRequest, ProgramRequest, RequestError};
@@ -18,24 +19,6 @@ pub use limit::Ulimit;
 pub use period::Period;
 pub use signal::Signal;
 
-/// What an image says about the process that runs in it (the `config` object of the OCI image
-/// specification).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageProcess {
-    /// What goes before every command.
-    pub entrypoint: Vec<String>,
-    /// The command for users who give none.
-    pub cmd: Vec<String>,
-    /// Variables, as `NAME=value`.
-    pub env: Vec<String>,
-    /// The working directory; empty for `/`.
-    pub workdir: String,
-    /// `USER[:GROUP]`; empty for root.
-    pub user: String,
-    /// The signal that asks it to end.
-    pub stop_signal: Option<String>,
-}
-
 impl MachineConfig {
     /// This machine, with what `image` says where the user says nothing. The result's command is
     /// complete, with its entry point.
@@ -43,7 +26,7 @@ impl MachineConfig {
     /// An entry point of the user's takes the image's command away too, as that was meant for the
     /// image's entry point; an empty one takes the image's away.
     #[must_use]
-    pub fn with_image(self, image: &ImageProcess) -> Self {
+    pub fn with_image(self, image: &ImageConfig) -> Self {
         let own_entrypoint = self.entrypoint.is_some();
         let mut command = match &self.entrypoint {
             Some(program) if program.is_empty() => Vec::new(),
@@ -149,14 +132,15 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    fn image() -> ImageProcess {
-        ImageProcess {
+    fn image() -> ImageConfig {
+        ImageConfig {
             entrypoint: words("entry -x"),
             cmd: words("serve --all"),
             env: words("PATH=/image/bin LANG=C"),
             workdir: "/srv".to_owned(),
             user: "web".to_owned(),
             stop_signal: Some("SIGQUIT".to_owned()),
+            ..ImageConfig::default()
         }
     }
 
@@ -212,7 +196,7 @@ mod tests {
             command: words("a b"),
             ..MachineConfig::default()
         };
-        assert_eq!(config.clone().with_image(&ImageProcess::default()), config);
+        assert_eq!(config.clone().with_image(&ImageConfig::default()), config);
     }
 
     #[test]
