@@ -94,7 +94,7 @@ fn killed() -> Result<()> {
 
 fn timeout() -> Result<()> {
     let script = "trap 'echo asked; exit 0' INT; while :; do sleep 0.1; done";
-    let options = ["--rm", "--timeout", "3", "--stop-signal", "INT"];
+    let options = ["--rm", "--timeout", "12", "--stop-signal", "INT"];
     let finished = shell(&Place::new()?, &options, script)
         .finish()?
         .expect(124)?;
