@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use casita_tests::machine;
 use casita_tests::place::Place;
+use casita_tests::run::Finished;
 use casita_tests::suite::Suite;
 use serde_json::Value;
 
@@ -90,14 +91,23 @@ fn exit_status() -> Result<()> {
     Ok(())
 }
 
+fn complains(finished: &Finished, text: &str) -> Result<()> {
+    let complaint = finished.complaint();
+    let right = complaint.starts_with(text) && complaint.lines().count() == 1;
+    ensure!(right, "one line, {text:?}, was expected\n{finished}");
+    Ok(())
+}
+
 fn not_found() -> Result<()> {
     let place = Place::new()?;
     let finished = place
         .casita(["run", "--", "no-such-program", "x"])
         .finish()?
         .expect(127)?;
-    finished.says(&["casita: exec \"no-such-program\": not found in PATH"])?;
-    Ok(())
+    complains(
+        &finished,
+        "casita: exec \"no-such-program\": not found in PATH",
+    )
 }
 
 fn not_executable() -> Result<()> {
@@ -106,8 +116,7 @@ fn not_executable() -> Result<()> {
         .casita(["run", "--", "/etc/passwd"])
         .finish()?
         .expect(126)?;
-    finished.says(&["casita: exec \"/etc/passwd\": Permission denied"])?;
-    Ok(())
+    complains(&finished, "casita: exec \"/etc/passwd\": Permission denied")
 }
 
 fn signalled() -> Result<()> {

@@ -80,13 +80,9 @@ fn interactive() -> Result<()> {
     seat.shows("vt100\r\n")?;
     seat.shows("/dev/pts/0\r\n")?;
     seat.shows(PROMPT)?;
-    // The window grows, and the shell's foreground job is told.
-    seat.types("trap 'echo new si\"\"ze' WINCH\r")?;
-    seat.shows(PROMPT)?;
     seat.resize(40, 90)?;
-    seat.shows("new size\r\n")?;
-    seat.types("stty size\r")?;
-    seat.shows("40 90\r\n")?;
+    seat.types("until stty size | grep '40 90'; do sleep 0.1; done\r")?;
+    seat.shows("\r\n40 90\r\n")?;
     seat.shows(PROMPT)?;
     // Ctrl-C ends what runs in the foreground, and not the VM.
     seat.types("sh -c 'echo sle\"\"eping; exec sleep 1000'\r")?;
