@@ -178,7 +178,7 @@ fn shared_volumes_are_held_by_many_but_not_removed_under_them() {
         volume.hold_directory().unwrap(),
     ];
     assert!(matches!(store.remove("s"), Err(VolumeError::InUse { .. })));
-    holds.map(close);
+    holds.into_iter().for_each(close);
     store.remove("s").unwrap();
     assert!(matches!(
         volume.hold_directory(),
