@@ -105,6 +105,20 @@ impl Seat {
         Ok(())
     }
 
+    /// Changes the size of the terminal; the kernel tells whoever is in the foreground.
+    ///
+    /// # Errors
+    /// If the terminal is gone.
+    pub fn resize(&self, rows: u16, cols: u16) -> Result<()> {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(tcsetwinsize(&self.terminal, size)?)
+    }
+
     /// Sends the program a signal.
     ///
     /// # Errors

@@ -22,7 +22,8 @@ pub fn tests(suite: &mut Suite) {
 
 fn signal(signal: Signal, code: i32) -> Result<()> {
     let place = Place::new()?;
-    let running = shell(&place, &["--cpus", "2"], "echo ready; while :; do :; done").start()?;
+    let options = ["--rm", "--cpus", "2"];
+    let running = shell(&place, &options, "echo ready; while :; do :; done").start()?;
     running.wait_for("ready")?;
     running.signal(signal)?;
     let finished = running.finish()?.expect(code)?;
@@ -30,11 +31,8 @@ fn signal(signal: Signal, code: i32) -> Result<()> {
         finished.stderr.is_empty(),
         "no complaint was expected\n{finished}"
     );
-    let left = place.listing()?;
-    ensure!(
-        !left.iter().any(|name| name.starts_with("data")),
-        "left behind: {left:?}"
-    );
+    let left = place.casita(["ps", "-aq"]).finish()?.expect(0)?;
+    ensure!(left.stdout.is_empty(), "left behind: {left}");
     Ok(())
 }
 
@@ -66,16 +64,15 @@ fn panic() -> Result<()> {
     let finished = shell(&Place::new()?, &["--cpus", "2"], script)
         .finish()?
         .expect(125)?;
-    let finished = finished.says(&[
-        "before",
+    let finished = finished.says(&["before"])?;
+    let complaint = finished.complaint();
+    for text in [
+        "casita: console: ",
         "Kernel panic - not syncing: sysrq triggered crash",
-    ])?;
-    ensure!(
-        finished
-            .complaint()
-            .contains("as a kernel does that panics"),
-        "{finished}"
-    );
+        "as a kernel does that panics",
+    ] {
+        ensure!(complaint.contains(text), "{text:?} is missing\n{finished}");
+    }
     Ok(())
 }
 

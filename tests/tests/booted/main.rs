@@ -8,6 +8,7 @@ mod hardware;
 mod images;
 mod plain;
 mod shares;
+mod process;
 mod terminal;
 mod volumes;
 mod vsock;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     plain::tests(&mut suite);
     shares::tests(&mut suite);
+    process::tests(&mut suite);
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);

@@ -19,6 +19,53 @@ pub fn tests(suite: &mut Suite) {
     );
     suite.test_if(missing(), "the_escape_key_ends_it", escape);
     suite.test_if(missing(), "the_terminal_is_restored_after_a_failure", fails);
+    suite.test_if(
+        missing(),
+        "a_terminal_may_be_input_without_being_one",
+        input_only,
+    );
+    suite.test_if(missing(), "a_terminal_in_a_running_vm", exec);
+}
+
+/// `-i` without `-t`: the line discipline is the host's.
+fn input_only() -> Result<()> {
+    let place = Place::new()?;
+    let script = "test -t 0 || echo no\"\"ne; cat; exit 3";
+    let program = place.casita(["run", "--rm", "-i", "--", "sh", "-c", script]);
+    let mut seat = Seat::start(program, 24, 80)?;
+    seat.shows("none")?;
+    seat.types("line\r")?;
+    seat.shows("line\r\nline\r\n")?;
+    seat.types("\x04")?;
+    seat.ends_with(3)
+}
+
+fn exec() -> Result<()> {
+    let place = Place::new()?;
+    let vm = shell(&place, &["--name", "vm"], "echo ready; sleep 1000").start()?;
+    vm.wait_for("ready")?;
+    let mut seat = Seat::start(place.casita(["exec", "vm", "sh"]), 20, 50)?;
+    seat.shows("# ")?;
+    seat.is_raw()?;
+    seat.types("stty size\r")?;
+    seat.shows("20 50\r\n")?;
+    seat.resize(21, 51)?;
+    seat.types("stty size\r")?;
+    seat.shows("21 51\r\n")?;
+    seat.types("exit 5\r")?;
+    seat.ends_with(5)?;
+    // The key that leaves hangs the terminal up, and the VM runs on.
+    let script = "echo rea\"\"dy; exec sleep 4321";
+    let mut seat = Seat::start(place.casita(["exec", "vm", "sh", "-c", script]), 24, 80)?;
+    seat.shows("ready")?;
+    seat.types("\x1d")?;
+    seat.ends_with(0)?;
+    let gone = "while ps | grep -q '[4]321'; do sleep 0.1; done";
+    let finished = place.casita(["exec", "vm", "sh", "-c", gone]).finish()?;
+    finished.expect(0)?;
+    vm.signal(Signal::TERM)?;
+    vm.finish()?.expect(143)?;
+    Ok(())
 }
 
 /// What is typed is echoed, so the commands are written such that their output is not in them.
@@ -31,7 +78,15 @@ fn interactive() -> Result<()> {
     seat.types("stty size; echo $TERM; tty\r")?;
     seat.shows("33 101\r\n")?;
     seat.shows("vt100\r\n")?;
-    seat.shows("/dev/ttyS0\r\n")?;
+    seat.shows("/dev/pts/0\r\n")?;
+    seat.shows(PROMPT)?;
+    // The window grows, and the shell's foreground job is told.
+    seat.types("trap 'echo new si\"\"ze' WINCH\r")?;
+    seat.shows(PROMPT)?;
+    seat.resize(40, 90)?;
+    seat.shows("new size\r\n")?;
+    seat.types("stty size\r")?;
+    seat.shows("40 90\r\n")?;
     seat.shows(PROMPT)?;
     // Ctrl-C ends what runs in the foreground, and not the VM.
     seat.types("sh -c 'echo sle\"\"eping; exec sleep 1000'\r")?;

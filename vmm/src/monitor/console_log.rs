@@ -67,6 +67,18 @@ impl ConsoleLog {
         lines[first..last].to_vec()
     }
 
+    /// The same if the kernel panicked; else nothing.
+    pub fn panic(&self) -> Vec<String> {
+        let mut lines = self.last_lines();
+        lines.drain(
+            ..lines
+                .iter()
+                .position(|line| line.contains(PANIC))
+                .unwrap_or(lines.len()),
+        );
+        lines
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,6 +149,7 @@ mod tests {
         let lines = log.last_lines();
         assert_eq!(lines.len(), SHOWN_LINES);
         assert_eq!(lines[SHOWN_LINES - 1], "line 199999");
+        assert!(log.panic().is_empty());
     }
 
     #[test]
@@ -164,6 +177,7 @@ mod tests {
         let lines = log.last_lines();
         assert_eq!(lines.len(), SHOWN_LINES);
         assert_eq!(lines[0], "[2] Kernel panic - not syncing: x");
+        assert_eq!(log.panic(), lines);
     }
 
     #[test]

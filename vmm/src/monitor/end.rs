@@ -51,7 +51,7 @@ pub(super) fn of_agent(
         (End::Reset, _) => {
             let message = "the guest reset itself before its command had ended, as a kernel does \
                            that panics";
-            (EXIT_CASITA, Some(message.to_owned()), true)
+            (EXIT_CASITA, Some(message.to_owned()), false)
         }
         // The agent gave up before the command could be started, and has said why.
         (End::PowerOff, _) if outcome.exit_status == Some(EXIT_CASITA) => {
@@ -64,10 +64,10 @@ pub(super) fn of_agent(
     Ended {
         status,
         error,
-        console: if guest_failed {
-            log.last_lines()
-        } else {
-            Vec::new()
+        console: match (guest_failed, status) {
+            (true, _) => log.last_lines(),
+            (false, EXIT_CASITA) => log.panic(),
+            (false, _) => Vec::new(),
         },
         stats: outcome.stats,
     }
