@@ -7,6 +7,7 @@ mod images;
 mod kernels;
 mod machine_files;
 mod numbers;
+mod volumes;
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     disks::tests(&mut suite);
     numbers::tests(&mut suite);
+    volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);
     suite.test("a_failed_start_leaves_no_new_disk", no_new_disk);

@@ -11,7 +11,7 @@ mod spec;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,7 +32,6 @@ pub const DEFAULT_SIZE: u64 = 10 << 30;
 const DISK: &str = "disk.raw";
 const DATA: &str = "data";
 const META: &str = "volume.json";
-const LOCK: &str = ".lock";
 /// Volumes in the making and volumes being removed. No volume's name begins so.
 const HALF: &str = ".half-";
 
@@ -99,7 +98,10 @@ impl Store {
                     path: half.0.join(DISK),
                     size: Some(size),
                 };
-                disk::open(&spec, Expect::Ext4, &self.dirs)?;
+                let disk = disk::open(&spec, Expect::Ext4, &self.dirs)?;
+                // Whoever makes it opens it next, even if a program that is just being started
+                // still has a copy of the descriptor.
+                let _ = rustix::fs::flock(&disk.file, FlockOperation::Unlock);
             }
             VolumeKind::Shared => make_folder(&half.0.join(DATA), 0o755)?,
         }
@@ -188,19 +190,13 @@ impl Store {
 
     /// Only one process at a time makes or removes volumes.
     fn lock(&self) -> Result<File, VolumeError> {
-        let path = self.folder.join(LOCK);
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(VolumeError::io("open", &path))?;
+        let path = &self.folder;
+        let lock = File::open(path).map_err(VolumeError::io("open", path))?;
         loop {
             match rustix::fs::flock(&lock, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(lock),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(VolumeError::io("lock", &path)(error.into())),
+                Err(error) => return Err(VolumeError::io("lock", path)(error.into())),
             }
         }
     }
