@@ -19,6 +19,7 @@ pub fn tests(suite: &mut Suite) {
     suite.test_if(missing, "import_a_zstd_archive", zstd);
     suite.test("import_a_root_file_system", root_tar);
     suite.test("import_a_directory", directory);
+    suite.test("import_a_tar_that_ends_with_its_data", no_end);
     suite.test("import_one_of_several_images", several);
     suite.test("import_from_several_docker_images", several_docker);
     suite.test("import_an_image_for_another_processor", other_processor);
@@ -106,6 +107,17 @@ fn directory() -> Result<()> {
     root(&place)?;
     let told = crate::made(&place, &["import", "bundle/rootfs", "root:1"])?;
     compare::same(&place, &told, &place.path("bundle/rootfs"))
+}
+
+/// As `umoci insert` writes it: no padding, no end marker. One byte less is cut off.
+fn no_end() -> Result<()> {
+    let place = Place::new()?;
+    let whole = tar("file", b"abc");
+    place.write("whole", &whole[..515])?;
+    place.write("cut", &whole[..514])?;
+    let finished = image(&place, &["import", "cut", "x"]).finish()?;
+    refused(&place, &finished, &["cut"])?;
+    crate::made(&place, &["import", "whole", "x"]).map(drop)
 }
 
 fn several() -> Result<()> {
