@@ -183,6 +183,7 @@ impl Drop for Standing {
             .kind
             .program()
             .args(["delete", "--force", &self.name])
+            .stdout(Stdio::null())
             .status();
     }
 }

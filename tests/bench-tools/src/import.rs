@@ -24,8 +24,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     result.note(
         "Debian's image of the tests, two layers packed with gzip, in the page cache. Casita: `casita \
          image import` into an empty store. Beside it: `umoci unpack`, which leaves a tree of files, \
-         and `mkfs.erofs`, which makes an image of it. Both write to the same file system; neither is \
-         followed by a sync.",
+         and `mkfs.erofs`, which makes an image of it. Both write to the same file system, and \
+         each is measured to its exit.",
     );
     for run in 0..=subjects.runs {
         warm(layout)?;

@@ -76,7 +76,11 @@ impl Drop for StandingVm<'_> {
     fn drop(&mut self) {
         // What can't be removed ends with the lab, or is named by the next start.
         if let Ok(mut command) = program(self.subjects) {
-            let _ = command.args(["rm", "--force", &self.name]).status();
+            // Standard output is for the figures.
+            let _ = command
+                .args(["rm", "--force", &self.name])
+                .stdout(Stdio::null())
+                .status();
         }
     }
 }

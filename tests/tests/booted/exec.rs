@@ -185,7 +185,7 @@ fn not_running() -> Result<()> {
     let place = Place::new()?;
     let vm = Vm::start(&place, &["--name", "ended"], "true")?;
     vm.ends_with(0)?;
-    for (name, why) in [("ended", "not running"), ("never-was", "never-was")] {
+    for (name, why) in [("ended", "not run"), ("never-was", "never-was")] {
         let finished = place
             .casita(["exec", name, "--", "true"])
             .finish()?

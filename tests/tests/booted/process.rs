@@ -321,7 +321,8 @@ fn job_control() -> Result<()> {
     seat.shows("# ")?;
     seat.types("kill %1; wait %1; echo ended wi\"\"th $?\r")?;
     seat.shows("ended with 143\r\n")?;
-    // Nothing else reads, so the end of the input is the shell's.
+    // Only at its prompt the shell reads the key itself.
+    seat.shows("# ")?;
     seat.types("\x04")?;
     seat.ends_with(0)
 }
