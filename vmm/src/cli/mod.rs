@@ -78,20 +78,12 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
-    /// Copy files into a running VM or out of one
-    Cp(cp::CpArgs),
     /// Run a command in a VM that runs
     Exec(exec::ExecArgs),
     /// List VMs
     Ps(ps::PsArgs),
     /// Show what a VM without a terminal wrote
     Logs(logs::LogsArgs),
-    /// Wait until VMs have ended, and print their exit codes
-    Wait(lifecycle::VmsArgs),
-    /// Stop VMs in their tracks
-    Pause(lifecycle::VmsArgs),
-    /// Let paused VMs go on
-    Resume(lifecycle::VmsArgs),
     /// Ask VMs to end, then end them
     Stop(lifecycle::StopArgs),
     /// End VMs at once, or send their commands a signal
@@ -102,19 +94,29 @@ enum Command {
     Restart(lifecycle::StopArgs),
     /// Remove VMs with their own disks
     Rm(lifecycle::RmArgs),
+    /// Wait until VMs have ended, and print their exit codes
+    Wait(lifecycle::VmsArgs),
+    /// Stop VMs in their tracks
+    Pause(lifecycle::VmsArgs),
+    /// Let paused VMs go on
+    Resume(lifecycle::VmsArgs),
     /// Tell all that is known of VMs
     Inspect(inspect::InspectArgs),
     /// Show what VMs use
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Copy files into a running VM or out of one
+    Cp(cp::CpArgs),
+    /// Pull, import, list and remove images
+    Image(image::ImageArgs),
     /// Make, list, remove, export and import volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
-    #[command(hide = true)]
-    Monitor(lifecycle::MonitorArgs),
-    /// Pull, import, list and remove images
-    Image(image::ImageArgs),
+    /// Tell what this machine can do, why not, and what mends it
+    Doctor(doctor::DoctorArgs),
+    /// Print shell completions or write man pages
+    Generate(generate::GenerateArgs),
     /// As `image pull`
     #[command(hide = true)]
     Pull(image::PullArgs),
@@ -124,10 +126,8 @@ enum Command {
     /// As `image rm`
     #[command(hide = true)]
     Rmi(image::RmArgs),
-    /// Tell what this machine can do, why not, and what mends it
-    Doctor(doctor::DoctorArgs),
-    /// Print shell completions or write man pages
-    Generate(generate::GenerateArgs),
+    #[command(hide = true)]
+    Monitor(lifecycle::MonitorArgs),
 }
 
 /// How results are printed.
