@@ -78,11 +78,11 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
-    /// Run a command in a VM that runs
+    /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
     Ps(ps::PsArgs),
-    /// Show what a VM without a terminal wrote
+    /// Show what a detached VM wrote
     Logs(logs::LogsArgs),
     /// Ask VMs to end, then end them
     Stop(lifecycle::StopArgs),
@@ -207,7 +207,9 @@ fn usage_message(text: &str) -> String {
     let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
     let what = words(paragraphs.next().unwrap_or_default());
     let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
-    let tips = paragraphs.map(words).find(|text| text.starts_with("tip: "));
+    // "To pass '-p' as a value" is hardly what anybody wanted.
+    let helps = |text: &String| text.starts_with("tip: ") && !text.starts_with("tip: to pass ");
+    let tips = paragraphs.map(words).find(helps);
     let tip = tips.map_or_else(String::new, |tip| format!("; {tip}"));
     format!("{what}{tip}; more with --help")
 }

@@ -46,6 +46,10 @@ Examples:
   casita run --name db --disk 10G -- sh        a disk that is kept
   casita run --kernel vmlinuz --rootfs debian.iso --boot plain")]
 pub struct RunArgs {
+    /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
+    /// [default: the image's command, or a shell]
+    #[arg(trailing_var_arg = true, value_name = "IMAGE] [COMMAND")]
+    words: Vec<String>,
     /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -125,10 +129,6 @@ pub struct RunArgs {
     /// Try to start even if this machine's KVM can't run Linux guests
     #[arg(long, help_heading = MACHINE)]
     skip_kvm_check: bool,
-    /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
-    /// [default: the image's command, or a shell]
-    #[arg(trailing_var_arg = true, value_name = "IMAGE] [COMMAND")]
-    words: Vec<String>,
 }
 
 fn vm_name(text: &str) -> Result<String, String> {
