@@ -327,7 +327,7 @@ fn not_copied() -> Result<()> {
     refused(&place, &["cp", "large", "vm:/small"], &["No space left"])?;
     ensure!(!place.path("x").exists());
     end(vm)?;
-    refused(&place, &["cp", "vm:/f", "x"], &["vm", "does not run"])
+    refused(&place, &["cp", "vm:/f", "x"], &["vm", "is not running"])
 }
 
 fn exported() -> Result<()> {

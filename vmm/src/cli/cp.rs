@@ -51,7 +51,7 @@ pub fn cp(args: &CpArgs) -> Result<ExitCode, CliError> {
             Ok(GuestFiles::of(&vm.runtime_dir()))
         } else {
             let name = &vm.record().name;
-            Err(format!("the VM {name} does not run: start it with casita start {name}").into())
+            Err(format!("VM {name} is not running: casita start {name}").into())
         }
     };
     match (&args.source, &args.target) {

@@ -55,7 +55,9 @@ fn control_dir(text: &str, dirs: &Dirs) -> Result<PathBuf, CliError> {
 fn connect(args: &ExecArgs) -> Result<Client, CliError> {
     let dir = control_dir(&args.vm, &Dirs::from_env()?)?;
     Client::connect(&dir).map_err(|error| match error {
-        ClientError::NotRunning => format!("VM {} does not run: casita start {0}", args.vm).into(),
+        ClientError::NotRunning => {
+            format!("VM {} is not running: casita start {0}", args.vm).into()
+        }
         other => other.into(),
     })
 }

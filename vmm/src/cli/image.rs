@@ -88,7 +88,10 @@ struct Made {
 /// Options of `casita image ls`.
 #[derive(Debug, Args)]
 pub struct LsArgs {
-    /// How to print the list; with --quiet it is the digests alone
+    /// Digests only
+    #[arg(short, long, conflicts_with = "format")]
+    quiet: bool,
+    /// How to print the list
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 }
@@ -190,7 +193,7 @@ fn become_it(command: &mut Command) -> Result<ExitCode, CliError> {
 pub fn ls(args: &LsArgs, global: Global) -> Result<ExitCode, CliError> {
     let images = images::store(&Dirs::from_env()?)?.list()?;
     let mut out = stdout().lock();
-    if global.is_quiet() {
+    if args.quiet || global.is_quiet() {
         for image in &images {
             writeln!(out, "{}", image.digest)?;
         }

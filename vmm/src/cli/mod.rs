@@ -78,20 +78,12 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
-    /// Copy files into a running VM or out of one
-    Cp(cp::CpArgs),
-    /// Run a command in a VM that runs
+    /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
     Ps(ps::PsArgs),
-    /// Show what a VM without a terminal wrote
+    /// Show what a detached VM wrote
     Logs(logs::LogsArgs),
-    /// Wait until VMs have ended, and print their exit codes
-    Wait(lifecycle::VmsArgs),
-    /// Stop VMs in their tracks
-    Pause(lifecycle::VmsArgs),
-    /// Let paused VMs go on
-    Resume(lifecycle::VmsArgs),
     /// Ask VMs to end, then end them
     Stop(lifecycle::StopArgs),
     /// End VMs at once, or send their commands a signal
@@ -102,19 +94,29 @@ enum Command {
     Restart(lifecycle::StopArgs),
     /// Remove VMs with their own disks
     Rm(lifecycle::RmArgs),
+    /// Wait until VMs have ended, and print their exit codes
+    Wait(lifecycle::VmsArgs),
+    /// Stop VMs in their tracks
+    Pause(lifecycle::VmsArgs),
+    /// Let paused VMs go on
+    Resume(lifecycle::VmsArgs),
     /// Tell all that is known of VMs
     Inspect(inspect::InspectArgs),
     /// Show what VMs use
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Copy files into a running VM or out of one
+    Cp(cp::CpArgs),
+    /// Pull, import, list and remove images
+    Image(image::ImageArgs),
     /// Make, list, remove, export and import volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
-    #[command(hide = true)]
-    Monitor(lifecycle::MonitorArgs),
-    /// Pull, import, list and remove images
-    Image(image::ImageArgs),
+    /// Tell what this machine can do, why not, and what mends it
+    Doctor(doctor::DoctorArgs),
+    /// Print shell completions or write man pages
+    Generate(generate::GenerateArgs),
     /// As `image pull`
     #[command(hide = true)]
     Pull(image::PullArgs),
@@ -124,10 +126,8 @@ enum Command {
     /// As `image rm`
     #[command(hide = true)]
     Rmi(image::RmArgs),
-    /// Tell what this machine can do, why not, and what mends it
-    Doctor(doctor::DoctorArgs),
-    /// Print shell completions or write man pages
-    Generate(generate::GenerateArgs),
+    #[command(hide = true)]
+    Monitor(lifecycle::MonitorArgs),
 }
 
 /// How results are printed.
@@ -207,7 +207,9 @@ fn usage_message(text: &str) -> String {
     let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
     let what = words(paragraphs.next().unwrap_or_default());
     let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
-    let tips = paragraphs.map(words).find(|text| text.starts_with("tip: "));
+    // "To pass '-p' as a value" is hardly what anybody wanted.
+    let helps = |text: &String| text.starts_with("tip: ") && !text.starts_with("tip: to pass ");
+    let tips = paragraphs.map(words).find(helps);
     let tip = tips.map_or_else(String::new, |tip| format!("; {tip}"));
     format!("{what}{tip}; more with --help")
 }

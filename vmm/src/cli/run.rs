@@ -23,6 +23,12 @@ use crate::stats::RunStats;
 use crate::vms::{ImageUse, NewVm, Registry, RestartPolicy};
 use crate::volume::{TmpfsSpec, VolumeSpec};
 
+/// Groups of options in the help.
+const PROCESS: &str = "Process";
+const LIFE: &str = "Life";
+const STORAGE: &str = "Storage";
+const MACHINE: &str = "Machine";
+
 /// Options of `casita run`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -32,95 +38,97 @@ SIGQUIT, SIGUSR1 and SIGUSR2 reach the command; a second SIGTERM or SIGINT ends 
 Ctrl-] at its terminal.
 
 Examples:
-  casita run -- uname -a                       a command in the built-in image
-  casita run --rootfs ./tree                   a shell in a directory's content
-  casita run -e LANG=C -w /srv -- make < in    a pipe or file is the command's input
+  casita run --rm -it debian bash              a shell in an image, pulled if it is missing
+  casita run -d --name web nginx               left alone: casita logs, exec and stop web
+  casita run --rm -v data:/srv -v ./src:/src:ro debian ls /srv /src
+  casita run --rm debian sort < words.txt      a pipe or file is the command's input
+  casita run -m 1G -c 2 -- uname -a            a command in the built-in image
   casita run --name db --disk 10G -- sh        a disk that is kept
   casita run --kernel vmlinuz --rootfs debian.iso --boot plain")]
 pub struct RunArgs {
-    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `make kernel` built]
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Root image (EROFS, squashfs, ext4, ISO 9660) or a directory; never written to [default: a
-    /// small one with busybox]
-    #[arg(long, value_name = "FILE|DIR")]
-    rootfs: Option<PathBuf>,
-    /// Initial RAM file system
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
-    /// More parameters for the guest kernel
-    #[arg(long, value_name = "TEXT")]
-    cmdline: Option<String>,
-    /// Writable disk: a size for a new one (kept under --name, else gone with the VM), or a raw
-    /// file, made if it is missing [default: one that goes with the VM]
-    #[arg(long, value_name = "SIZE|FILE[,size=SIZE]")]
-    disk: Option<DiskSpec>,
-    #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"))]
-    memory: Option<MemorySize>,
-    #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"))]
-    cpus: Option<u8>,
-    /// How to start: with casita's agent, or the image's own init and nothing of casita's
-    #[arg(long, value_name = "MODE")]
-    boot: Option<BootMode>,
-    /// Start the VM with nobody attached, and print its ID
-    #[arg(short, long, conflicts_with = "stats")]
-    detach: bool,
-    /// Remove the VM, with its own disk, when it ends
-    #[arg(long)]
-    rm: bool,
-    /// What follows when the VM ends by itself: no, on-failure[:N] or always
-    #[arg(long, value_name = "POLICY", default_value_t)]
-    restart: RestartPolicy,
-    /// Name of the VM: its hostname, and the name of its disk
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
-    name: Option<String>,
-    #[command(flatten)]
-    process: ProcessArgs,
-    /// Program that goes before the command, in place of the image's; empty for none
-    #[arg(long, value_name = "PROGRAM")]
-    entrypoint: Option<String>,
-    /// Hostname of the guest [default: its name]
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
-    /// End the VM after this time, such as 30, 1.5m or 2h: the stop signal, and at last by force
-    #[arg(long, value_name = "TIME")]
-    timeout: Option<Period>,
-    /// Signal that asks the command to end [default: the image's, or TERM]
-    #[arg(long, value_name = "SIGNAL")]
-    stop_signal: Option<Signal>,
-    /// Time that the command has after the stop signal [default: 10]
-    #[arg(long, value_name = "TIME")]
-    stop_timeout: Option<Period>,
-    /// Resource limit of the command, such as nofile=1024:4096
-    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<Ulimit>,
-    /// Unix socket for the guest's vsock: write `CONNECT P` to it for port P of the guest; what the
-    /// guest opens to port P of the host comes to FILE_P
-    #[arg(long, value_name = "FILE")]
-    vsock: Option<PathBuf>,
-    /// Mount a volume, made if it is missing, or a directory of the host's; with :ro the guest can't
-    /// write to it, with :shared several VMs can; can be given many times
-    #[arg(short, long, value_name = "NAME|DIR:/PATH[:ro|:shared]")]
-    volume: Vec<VolumeSpec>,
-    /// Mount a file system in memory; can be given many times
-    #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]")]
-    tmpfs: Vec<TmpfsSpec>,
-    /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Write the stages of the boot and the VM exits to FILE, as JSON
-    #[arg(long, value_name = "FILE")]
-    stats: Option<PathBuf>,
-    /// When to ask a registry for the image
-    #[arg(long, value_name = "WHEN", default_value = "missing")]
-    pull: PullPolicy,
-    /// Try to start even if this machine's KVM can't run Linux guests
-    #[arg(long)]
-    skip_kvm_check: bool,
     /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
     /// [default: the image's command, or a shell]
     #[arg(trailing_var_arg = true, value_name = "IMAGE] [COMMAND")]
     words: Vec<String>,
+    /// Machine file, TOML or JSON, with the names of these options as fields; options go over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// When to ask a registry for the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: PullPolicy,
+    #[command(flatten, next_help_heading = PROCESS)]
+    process: ProcessArgs,
+    /// Program that goes before the command, in place of the image's; empty for none
+    #[arg(long, value_name = "PROGRAM", help_heading = PROCESS)]
+    entrypoint: Option<String>,
+    /// Resource limit of the command, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = PROCESS)]
+    ulimit: Vec<Ulimit>,
+    /// Start the VM with nobody attached, and print its ID
+    #[arg(short, long, conflicts_with = "stats", help_heading = LIFE)]
+    detach: bool,
+    /// Name of the VM: its hostname, and the name of its disk
+    #[arg(long, value_name = "NAME", value_parser = vm_name, help_heading = LIFE)]
+    name: Option<String>,
+    /// Remove the VM, with its own disk, when it ends
+    #[arg(long, help_heading = LIFE)]
+    rm: bool,
+    /// What follows when the VM ends by itself: no, on-failure[:N] or always
+    #[arg(long, value_name = "POLICY", default_value_t, help_heading = LIFE)]
+    restart: RestartPolicy,
+    /// End the VM after this time, such as 30, 1.5m or 2h: the stop signal, and at last by force
+    #[arg(long, value_name = "TIME", help_heading = LIFE)]
+    timeout: Option<Period>,
+    /// Signal that asks the command to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", help_heading = LIFE)]
+    stop_signal: Option<Signal>,
+    /// Time that the command has after the stop signal [default: 10]
+    #[arg(long, value_name = "TIME", help_heading = LIFE)]
+    stop_timeout: Option<Period>,
+    /// Root image (EROFS, squashfs, ext4, ISO 9660) or a directory; never written to [default: a
+    /// small one with busybox]
+    #[arg(long, value_name = "FILE|DIR", help_heading = STORAGE)]
+    rootfs: Option<PathBuf>,
+    /// Writable disk: a size for a new one (kept under --name, else gone with the VM), or a raw
+    /// file, made if it is missing [default: one that goes with the VM]
+    #[arg(long, value_name = "SIZE|FILE[,size=SIZE]", help_heading = STORAGE)]
+    disk: Option<DiskSpec>,
+    /// Mount a volume, made if it is missing, or a directory of the host's; with :ro the guest can't
+    /// write to it, with :shared several VMs can; can be given many times
+    #[arg(short, long, value_name = "NAME|DIR:/PATH[:ro|:shared]", help_heading = STORAGE)]
+    volume: Vec<VolumeSpec>,
+    /// Mount a file system in memory; can be given many times
+    #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
+    tmpfs: Vec<TmpfsSpec>,
+    #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"), help_heading = MACHINE)]
+    memory: Option<MemorySize>,
+    #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
+    cpus: Option<u8>,
+    /// Hostname of the guest [default: its name]
+    #[arg(long, value_name = "NAME", help_heading = MACHINE)]
+    hostname: Option<String>,
+    /// Unix socket for the guest's vsock: write `CONNECT P` to it for port P of the guest; what the
+    /// guest opens to port P of the host comes to FILE_P
+    #[arg(long, value_name = "FILE", help_heading = MACHINE)]
+    vsock: Option<PathBuf>,
+    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `make kernel` built]
+    #[arg(long, value_name = "FILE", help_heading = MACHINE)]
+    kernel: Option<PathBuf>,
+    /// Initial RAM file system
+    #[arg(long, value_name = "FILE", help_heading = MACHINE)]
+    initrd: Option<PathBuf>,
+    /// More parameters for the guest kernel
+    #[arg(long, value_name = "TEXT", help_heading = MACHINE)]
+    cmdline: Option<String>,
+    /// How to start: with casita's agent, or the image's own init and nothing of casita's
+    #[arg(long, value_name = "MODE", help_heading = MACHINE)]
+    boot: Option<BootMode>,
+    /// Write the stages of the boot and the VM exits to FILE, as JSON
+    #[arg(long, value_name = "FILE", help_heading = MACHINE)]
+    stats: Option<PathBuf>,
+    /// Try to start even if this machine's KVM can't run Linux guests
+    #[arg(long, help_heading = MACHINE)]
+    skip_kvm_check: bool,
 }
 
 fn vm_name(text: &str) -> Result<String, String> {

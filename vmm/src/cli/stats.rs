@@ -62,6 +62,7 @@ pub fn stats(args: &StatsArgs) -> Result<ExitCode, CliError> {
             serde_json::to_writer_pretty(&mut out, &entries)?;
             writeln!(out)?;
         }
+        Format::Text if entries.is_empty() && !well => {}
         Format::Text => out.write_all(&draw(&entries, &BTreeMap::new())?)?,
     }
     Ok(if well {

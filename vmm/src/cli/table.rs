@@ -40,7 +40,7 @@ pub fn shortened(text: &str, most: usize) -> String {
     format!("{kept}…")
 }
 
-/// A number of bytes for people: `12.3MiB`.
+/// A number of bytes for people: `12.3 MiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut unit = 0;
@@ -51,9 +51,9 @@ pub fn bytes(count: u64) -> String {
     }
     let name = UNITS.get(unit).copied().unwrap_or_default();
     if unit == 0 || tenths >= 1000 {
-        format!("{}{name}", tenths / 10)
+        format!("{} {name}", tenths / 10)
     } else {
-        format!("{}.{}{name}", tenths / 10, tenths % 10)
+        format!("{}.{} {name}", tenths / 10, tenths % 10)
     }
 }
 
@@ -76,12 +76,12 @@ mod tests {
     #[test]
     fn figures_are_short() {
         for (count, text) in [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1024, "1.0KiB"),
-            (1536, "1.5KiB"),
-            (200 << 20, "200MiB"),
-            (u64::MAX, "16384PiB"),
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (200 << 20, "200 MiB"),
+            (u64::MAX, "16384 PiB"),
         ] {
             assert_eq!(bytes(count), text);
         }

@@ -25,7 +25,7 @@ const PACE: Duration = Duration::from_secs(5);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens: it does not run, or is about to end.
-    #[error("the VM does not run")]
+    #[error("the VM is not running")]
     NotRunning,
     /// Its socket can't be used.
     #[error("the VM's control socket could not be reached")]

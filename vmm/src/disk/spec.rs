@@ -40,7 +40,7 @@ pub enum DiskSpec {
     },
 }
 
-/// Why a `--disk` value or a machine name is refused.
+/// Why a `--disk` value or a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// The size part can't be read.
@@ -63,9 +63,9 @@ pub enum SpecError {
     /// Not whole blocks.
     #[error("a disk of {0} bytes is not a whole number of 4096-byte blocks")]
     Step(u64),
-    /// A machine name with other characters or too long.
+    /// A name with other characters or too long.
     #[error(
-        "'{0}' is not a machine name; use 1 to 64 letters, digits, '_', '.' and '-', \
+        "'{0}' is not a name: use 1 to 64 letters, digits, '_', '.' and '-', \
          beginning with a letter or digit"
     )]
     Name(String),

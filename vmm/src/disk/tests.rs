@@ -213,10 +213,7 @@ fn a_named_disk_is_made_once_and_kept() {
     assert!(!again.fresh);
     assert_eq!(uuid(again.path.to_str().unwrap()), first);
     assert_eq!(files_below(&lab.dirs.data()), [again.path]);
-    assert!(
-        lab.refusal(&named("../x", None))
-            .contains("not a machine name")
-    );
+    assert!(lab.refusal(&named("../x", None)).contains("is not a name"));
 }
 
 #[test]

@@ -132,7 +132,12 @@ pub(super) fn mkfs(
     let io = || RootfsError::io("write", partial.path());
     let lock = partial.file().try_clone().map_err(io())?;
     let grown = partial.file().try_clone().map_err(io())?;
-    let _progress = Progress::with_bytes(format!("packing {}", path.display()), move || Bytes {
+    let what = match metadata {
+        Metadata::Kept => path.display().to_string(),
+        // The path is where it was put together.
+        Metadata::Fixed { .. } => "the built-in root".to_owned(),
+    };
+    let _progress = Progress::with_bytes(format!("packing {what}"), move || Bytes {
         done: grown.metadata().map_or(0, |found| found.len().min(bytes)),
         total: Some(bytes),
     });
