@@ -1,8 +1,6 @@
 //! Images as this program sees them: what is in the store, and the helper program that brings more.
 
-use std::env;
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -11,11 +9,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::dirs::Dirs;
-
-/// The program that pulls and imports.
-const HELPER: &str = "casita-image";
-/// Names the folder with the helper programs, where they are not beside this one.
-const LIBEXEC: &str = "CASITA_LIBEXEC";
+use crate::helpers::{self, HelperError};
 
 /// When to ask a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -41,18 +35,9 @@ pub enum ImagesError {
     /// It may not be pulled, or can't be by this name.
     #[error("there is no image {0:?} in the store; `casita image ls` lists what there is")]
     Missing(String),
-    /// The helper is not installed.
-    #[error("the program {} is missing; `make build` makes it, {LIBEXEC} names another folder", .0.display())]
-    NoHelper(PathBuf),
-    /// The helper can't be started.
-    #[error("the program {} can't be started", path.display())]
-    Helper {
-        /// Where it is.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The helper does not run.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The helper has already said what is wrong.
     #[error("the image could not be pulled")]
     Told,
@@ -96,7 +81,7 @@ pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, Ima
         (_, PullPolicy::Always | PullPolicy::Missing) => (),
     }
     let reference: Reference = name.parse()?;
-    let path = helper()?;
+    let path = helpers::find(helpers::IMAGE)?;
     let status = Command::new(&path)
         .arg("--store")
         .arg(folder(dirs))
@@ -105,31 +90,11 @@ pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, Ima
         .stdout(Stdio::null())
         .stdin(Stdio::null())
         .status()
-        .map_err(|source| ImagesError::Helper { path, source })?;
+        .map_err(|source| HelperError::Start { path, source })?;
     if !status.success() {
         return Err(ImagesError::Told);
     }
     store.get(&reference.to_string())?.ok_or_else(missing)
-}
-
-/// Finds the helper program beside this one.
-///
-/// # Errors
-/// If it is not there.
-pub fn helper() -> Result<PathBuf, ImagesError> {
-    let folder = match env::var_os(LIBEXEC).filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => env::current_exe()
-            .ok()
-            .and_then(|program| Some(program.parent()?.to_owned()))
-            .unwrap_or_default(),
-    };
-    let path = folder.join(HELPER);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(ImagesError::NoHelper(path))
-    }
 }
 
 /// The digests of the images that VMs use, whether those run or not.

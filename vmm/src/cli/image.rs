@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::show::{ago, columns, now, size};
 use super::{CliError, Format, Global};
 use crate::dirs::Dirs;
+use crate::helpers::{self, HelperError};
 use crate::images::{self, ImagesError};
 use crate::staging;
 
@@ -162,7 +163,7 @@ fn import(args: &ImportArgs, global: Global) -> Result<ExitCode, CliError> {
 }
 
 fn helper(made: &Made, global: Global) -> Result<Command, CliError> {
-    let mut command = Command::new(images::helper()?);
+    let mut command = Command::new(helpers::find(helpers::IMAGE)?);
     let folder = images::folder(&Dirs::from_env()?);
     command.arg("--store").arg(folder);
     command.args(global.is_quiet().then_some("--quiet"));
@@ -180,7 +181,7 @@ fn helper(made: &Made, global: Global) -> Result<Command, CliError> {
 fn become_it(command: &mut Command) -> Result<ExitCode, CliError> {
     let path = PathBuf::from(command.get_program());
     let source = command.exec();
-    Err(ImagesError::Helper { path, source }.into())
+    Err(HelperError::Start { path, source }.into())
 }
 
 /// `casita image ls`, and `casita images`.
