@@ -1,15 +1,14 @@
 //! Images as this program sees them: what is in the store, and the helper program that brings more.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use casita_images::{Digest, Image, Reference, ReferenceError, Store, StoreError};
 use clap::ValueEnum;
-use serde::Deserialize;
 
 use crate::dirs::Dirs;
 use crate::helpers::{self, HelperError};
+use crate::vms::{Registry, VmsError};
 
 /// When to ask a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -98,29 +97,21 @@ pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, Ima
 }
 
 /// The digests of the images that VMs use, whether those run or not.
-pub fn in_use(dirs: &Dirs) -> Vec<Digest> {
-    #[derive(Deserialize)]
-    struct Record {
-        image: Option<ImageUse>,
-    }
-    #[derive(Deserialize)]
-    struct ImageUse {
-        digest: Digest,
-    }
-    let Ok(vms) = fs::read_dir(dirs.data().join("vms")) else {
-        return Vec::new();
-    };
-    vms.flatten()
-        // A VM may go away while we look.
-        .filter_map(|vm| fs::read(vm.path().join("config.json")).ok())
-        .filter_map(|text| serde_json::from_slice::<Record>(&text).ok())
-        .filter_map(|record| Some(record.image?.digest))
-        .collect()
+///
+/// # Errors
+/// If the VMs can't be listed.
+pub fn in_use(dirs: &Dirs) -> Result<Vec<Digest>, VmsError> {
+    let vms = Registry::open(dirs)?.list()?;
+    Ok(vms
+        .iter()
+        .filter_map(|vm| vm.record().image.as_ref()?.digest.parse().ok())
+        .collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vms::{ImageUse, NewVm};
 
     #[test]
     fn an_image_that_may_not_be_pulled_is_missing() {
@@ -139,19 +130,20 @@ mod tests {
     fn images_of_vms_are_in_use() {
         let place = tempfile::tempdir().unwrap();
         let dirs = Dirs::below(place.path());
-        assert!(in_use(&dirs).is_empty());
-        let record = |id: &str, json: &str| {
-            let folder = dirs.data().join("vms").join(id);
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("config.json"), json).unwrap();
-        };
+        assert!(in_use(&dirs).unwrap().is_empty());
         let used = Digest::of(b"used");
-        record("a", "{\"image\":null}");
-        record("b", "damaged");
-        record(
-            "c",
-            &format!("{{\"name\":\"x\",\"image\":{{\"reference\":\"r\",\"digest\":\"{used}\"}}}}"),
-        );
-        assert_eq!(in_use(&dirs), [used]);
+        let registry = Registry::open(&dirs).unwrap();
+        let image = ImageUse {
+            reference: "r".to_owned(),
+            digest: used.to_string(),
+        };
+        for image in [None, Some(image)] {
+            let new = NewVm {
+                image,
+                ..NewVm::default()
+            };
+            registry.create(new).unwrap();
+        }
+        assert_eq!(in_use(&dirs).unwrap(), [used]);
     }
 }

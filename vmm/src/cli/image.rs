@@ -213,7 +213,7 @@ pub fn ls(args: &LsArgs, global: Global) -> Result<ExitCode, CliError> {
 pub fn rm(args: &RmArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let store = images::store(&dirs)?;
-    let used = images::in_use(&dirs);
+    let used = images::in_use(&dirs)?;
     let mut failed = None;
     for name in &args.images {
         match store.remove(name, args.force, &|digest| used.contains(digest)) {
@@ -266,7 +266,7 @@ fn prune(args: &PruneArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let store = images::store(&dirs)?;
     let downloads = abandoned(&store)?;
-    let used = images::in_use(&dirs);
+    let used = images::in_use(&dirs)?;
     let removed = store.prune(args.all, &|digest| used.contains(digest))?;
     for image in &removed {
         tell(image)?;
