@@ -73,7 +73,7 @@ pub struct Share {
     tag: String,
     /// The program's word that it is ready comes here.
     channel: OwnedFd,
-    program: Program,
+    _program: Program,
 }
 
 /// A running program.
@@ -122,18 +122,13 @@ impl Share {
             dir: dir.to_owned(),
             tag: tag.to_owned(),
             channel,
-            program,
+            _program: program,
         })
     }
 
     /// The name by which the guest mounts it.
     pub fn tag(&self) -> &str {
         &self.tag
-    }
-
-    /// The process that was started, which stands for the one that serves.
-    pub fn pid(&self) -> u32 {
-        self.program.0.id()
     }
 
     /// Waits until all is in place, and returns the connection to the program, which speaks

@@ -184,11 +184,6 @@ impl Vm {
     pub fn log_reader(&self) -> LogReader {
         LogReader::new(self.dir())
     }
-
-    /// What its kernel wrote.
-    pub fn console_log(&self) -> PathBuf {
-        self.home.file("console.log")
-    }
 }
 
 /// How a VM ended, for those who waited with its lock open and may find its folder gone.
