@@ -31,6 +31,7 @@ pub mod share;
 pub mod signals;
 pub mod staging;
 pub mod stats;
+pub mod time;
 pub mod vcpu;
 pub mod vm_stats;
 pub mod vms;

@@ -15,8 +15,7 @@ use crate::dirs::Dirs;
 use crate::helpers::{self, HelperError};
 use crate::images::{self, ImagesError};
 use crate::staging;
-use crate::vms::now;
-use crate::vms::time::rough;
+use crate::time::{now, rough};
 
 /// Options of `casita image`.
 #[derive(Debug, Args)]

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::describe::{Line, command};
 use super::{CliError, Format, json, table, vms};
-use crate::vms::time::rough;
-use crate::vms::{State, Vm, VmsError, now};
+use crate::time::{now, rough};
+use crate::vms::{State, Vm, VmsError};
 
 /// Options of `casita ps`.
 #[derive(Debug, Args)]

@@ -201,7 +201,7 @@ fn describe(volume: &Volume, users: &Users) -> Description {
         name: volume.name().to_owned(),
         kind: volume.kind(),
         used: volume.used(),
-        created: crate::vms::time::rfc3339(volume.created()),
+        created: crate::time::rfc3339(volume.created()),
         path: volume.path(),
         pid: volume.user(),
         vms: users.of(volume.name()),

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use super::lock::Moment;
 use super::names::is_prefix;
 use super::vm::Home;
-use super::{Id, NewVm, OwnedVm, Record, Vm, VmsError, files, names, now};
+use super::{Id, NewVm, OwnedVm, Record, Vm, VmsError, files, names};
 use crate::dirs::Dirs;
 use crate::disk::check_name;
+use crate::time::now;
 
 /// Half-made records.
 const NEW: &str = ".new.";

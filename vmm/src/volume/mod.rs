@@ -13,7 +13,6 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::dirs::Dirs;
 use crate::disk::{self, Disk, DiskError, DiskSpec, Expect, check_name};
 use crate::staging::is_at;
+use crate::time::now;
 
 pub use error::VolumeError;
 pub use plan::{Attach, NewVolumes, PlannedMount, guest_mounts, plan};
@@ -346,12 +346,6 @@ fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(text)?;
     file.sync_all()
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
