@@ -22,7 +22,6 @@
 //! what it finds of them.
 
 mod error;
-mod files;
 mod lock;
 pub mod log;
 mod names;
