@@ -48,21 +48,9 @@ impl Stamp {
 pub struct StampDevice {
     stamps: Mutex<Vec<Stamp>>,
     exit_status: AtomicU64,
-    events: Option<Box<StampEvents>>,
+    /// Told when the guest first tells a status.
+    on_end: Option<Box<dyn Fn() + Send + Sync>>,
 }
-
-/// What the guest tells, the first time that it tells it: however often it writes, there are at
-/// most [`CAPACITY`] stages and one exit status to hear of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StampEvent {
-    /// A stage was reached.
-    Stage(u8),
-    /// The command has ended with this status.
-    Exit(u32),
-}
-
-/// Who is told.
-pub type StampEvents = dyn Fn(StampEvent) + Send + Sync;
 
 impl StampDevice {
     /// A device without stamps and without a status.
@@ -70,17 +58,12 @@ impl StampDevice {
         Self::default()
     }
 
-    /// A device that tells `events` of each stage and of the exit status, on the vCPU's thread.
-    pub fn with_events(events: impl Fn(StampEvent) + Send + Sync + 'static) -> Self {
+    /// A device that calls `on_end` on the vCPU's thread when the guest tells an exit status: once,
+    /// however often it does.
+    pub fn with_end(on_end: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
-            events: Some(Box::new(events)),
+            on_end: Some(Box::new(on_end)),
             ..Self::default()
-        }
-    }
-
-    fn tell(&self, event: StampEvent) {
-        if let Some(events) = &self.events {
-            events(event);
         }
     }
 
@@ -103,22 +86,17 @@ impl StampDevice {
         if stamps.len() >= CAPACITY {
             return;
         }
-        let first = stamps.iter().all(|stamp| stamp.stage != stage);
         stamps.push(Stamp {
             stage,
             at_ns: monotonic_ns(),
         });
-        drop(stamps);
-        if first {
-            self.tell(StampEvent::Stage(stage));
-        }
     }
 
     fn set_exit_status(&self, status: u32) {
         let value = STATUS_PRESENT | u64::from(status);
         let before = self.exit_status.swap(value, Ordering::AcqRel);
-        if before & STATUS_PRESENT == 0 {
-            self.tell(StampEvent::Exit(status));
+        if let (0, Some(on_end)) = (before & STATUS_PRESENT, &self.on_end) {
+            on_end();
         }
     }
 }
@@ -150,22 +128,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_stage_and_the_exit_status_are_told_once_however_often_they_are_written() {
-        let told = std::sync::Arc::new(Mutex::new(Vec::new()));
-        let list = told.clone();
-        let device = StampDevice::with_events(move |event| list.lock().unwrap().push(event));
+    fn the_end_is_told_once_however_often_a_status_is_written() {
+        let ends = std::sync::Arc::new(AtomicU64::new(0));
+        let counted = ends.clone();
+        let device = StampDevice::with_end(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        device.write(STAGE, &[0x10]);
+        assert_eq!(ends.load(Ordering::Relaxed), 0);
         for _ in 0..100 {
-            for stage in [0x10, 0x20] {
-                device.write(STAGE, &[stage]);
-            }
             device.write(EXIT_STATUS, &7_u32.to_le_bytes());
         }
-        let expected = [
-            StampEvent::Stage(0x10),
-            StampEvent::Stage(0x20),
-            StampEvent::Exit(7),
-        ];
-        assert_eq!(*told.lock().unwrap(), expected);
+        assert_eq!(ends.load(Ordering::Relaxed), 1);
     }
 
     #[test]

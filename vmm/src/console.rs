@@ -9,11 +9,13 @@ use casita_agent::spec::WindowSize;
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
+use crate::session::HANG_UP_KEY;
+
 /// What casita's standard input and output are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Console {
     /// A terminal that a person sits at.
-    Terminal(WindowSize),
+    Terminal,
     /// Pipes or files.
     Stream,
     /// As `Stream`, and the input must not be read: it is closed, or a terminal that is in use by
@@ -37,7 +39,7 @@ impl Console {
         if !stdout.is_terminal() {
             return Self::Stream;
         }
-        Self::Terminal(window_size().unwrap_or(WindowSize { rows: 24, cols: 80 }))
+        Self::Terminal
     }
 }
 
@@ -50,18 +52,16 @@ pub fn window_size() -> Option<WindowSize> {
     })
 }
 
-/// Ctrl-], as in telnet: ends a VM that has the terminal and does not answer.
-const ESCAPE: u8 = 0x1d;
 /// Ctrl-D: ends the input of a line discipline that is in canonical mode.
 const END_OF_INPUT: u8 = 0x04;
 
 /// How often a guest that reads on finds the end of its input.
 const ENDINGS: u8 = 4;
 
-/// Casita's standard input as the guest's keyboard.
+/// Casita's standard input as the keyboard of a guest without an agent.
 pub struct ConsoleInput {
     fd: OwnedFd,
-    /// Called when the user types [`ESCAPE`]; without one it is a byte like others.
+    /// Called when the user types [`HANG_UP_KEY`]; without one it is a byte like others.
     on_escape: Option<Box<dyn Fn() + Send>>,
     /// What the guest is told when the input has ended.
     ending: Ending,
@@ -88,7 +88,7 @@ impl ConsoleInput {
         let (on_escape, ending) = match console {
             Console::OutputOnly => return Ok(None),
             Console::Stream => (None, Ending::Due(ENDINGS)),
-            Console::Terminal(_) => (
+            Console::Terminal => (
                 Some(Box::new(on_escape) as Box<dyn Fn() + Send>),
                 Ending::Silent,
             ),
@@ -108,7 +108,9 @@ impl Read for ConsoleInput {
         let count = rustix::io::read(&self.fd, &mut *buffer)?;
         if let Some(last) = buffer[..count].last() {
             self.at_line_start = *last == b'\n';
-            if let (Some(on_escape), true) = (&self.on_escape, buffer[..count].contains(&ESCAPE)) {
+            if let (Some(on_escape), true) =
+                (&self.on_escape, buffer[..count].contains(&HANG_UP_KEY))
+            {
                 on_escape();
             }
             return Ok(count);

@@ -1,21 +1,14 @@
 //! Images as this program sees them: what is in the store, and the helper program that brings more.
 
-use std::env;
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use casita_images::{Digest, Image, Reference, ReferenceError, Store, StoreError};
 use clap::ValueEnum;
-use serde::Deserialize;
 
 use crate::dirs::Dirs;
-
-/// The program that pulls and imports.
-const HELPER: &str = "casita-image";
-/// Names the folder with the helper programs, where they are not beside this one.
-const LIBEXEC: &str = "CASITA_LIBEXEC";
+use crate::helpers::{self, HelperError};
+use crate::vms::{Registry, VmsError};
 
 /// When to ask a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -41,18 +34,9 @@ pub enum ImagesError {
     /// It may not be pulled, or can't be by this name.
     #[error("there is no image {0:?} in the store; `casita image ls` lists what there is")]
     Missing(String),
-    /// The helper is not installed.
-    #[error("the program {} is missing; `make build` makes it, {LIBEXEC} names another folder", .0.display())]
-    NoHelper(PathBuf),
-    /// The helper can't be started.
-    #[error("the program {} can't be started", path.display())]
-    Helper {
-        /// Where it is.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The helper does not run.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The helper has already said what is wrong.
     #[error("the image could not be pulled")]
     Told,
@@ -96,7 +80,7 @@ pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, Ima
         (_, PullPolicy::Always | PullPolicy::Missing) => (),
     }
     let reference: Reference = name.parse()?;
-    let path = helper()?;
+    let path = helpers::find(helpers::IMAGE)?;
     let status = Command::new(&path)
         .arg("--store")
         .arg(folder(dirs))
@@ -105,57 +89,29 @@ pub fn resolve(name: &str, policy: PullPolicy, dirs: &Dirs) -> Result<Image, Ima
         .stdout(Stdio::null())
         .stdin(Stdio::null())
         .status()
-        .map_err(|source| ImagesError::Helper { path, source })?;
+        .map_err(|source| HelperError::Start { path, source })?;
     if !status.success() {
         return Err(ImagesError::Told);
     }
     store.get(&reference.to_string())?.ok_or_else(missing)
 }
 
-/// Finds the helper program beside this one.
+/// The digests of the images that VMs use, whether those run or not.
 ///
 /// # Errors
-/// If it is not there.
-pub fn helper() -> Result<PathBuf, ImagesError> {
-    let folder = match env::var_os(LIBEXEC).filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => env::current_exe()
-            .ok()
-            .and_then(|program| Some(program.parent()?.to_owned()))
-            .unwrap_or_default(),
-    };
-    let path = folder.join(HELPER);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(ImagesError::NoHelper(path))
-    }
-}
-
-/// The digests of the images that VMs use, whether those run or not.
-pub fn in_use(dirs: &Dirs) -> Vec<Digest> {
-    #[derive(Deserialize)]
-    struct Record {
-        image: Option<ImageUse>,
-    }
-    #[derive(Deserialize)]
-    struct ImageUse {
-        digest: Digest,
-    }
-    let Ok(vms) = fs::read_dir(dirs.data().join("vms")) else {
-        return Vec::new();
-    };
-    vms.flatten()
-        // A VM may go away while we look.
-        .filter_map(|vm| fs::read(vm.path().join("config.json")).ok())
-        .filter_map(|text| serde_json::from_slice::<Record>(&text).ok())
-        .filter_map(|record| Some(record.image?.digest))
-        .collect()
+/// If the VMs can't be listed.
+pub fn in_use(dirs: &Dirs) -> Result<Vec<Digest>, VmsError> {
+    let vms = Registry::open(dirs)?.list()?;
+    Ok(vms
+        .iter()
+        .filter_map(|vm| vm.record().image.as_ref()?.digest.parse().ok())
+        .collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vms::{ImageUse, NewVm};
 
     #[test]
     fn an_image_that_may_not_be_pulled_is_missing() {
@@ -174,19 +130,20 @@ mod tests {
     fn images_of_vms_are_in_use() {
         let place = tempfile::tempdir().unwrap();
         let dirs = Dirs::below(place.path());
-        assert!(in_use(&dirs).is_empty());
-        let record = |id: &str, json: &str| {
-            let folder = dirs.data().join("vms").join(id);
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("config.json"), json).unwrap();
-        };
+        assert!(in_use(&dirs).unwrap().is_empty());
         let used = Digest::of(b"used");
-        record("a", "{\"image\":null}");
-        record("b", "damaged");
-        record(
-            "c",
-            &format!("{{\"name\":\"x\",\"image\":{{\"reference\":\"r\",\"digest\":\"{used}\"}}}}"),
-        );
-        assert_eq!(in_use(&dirs), [used]);
+        let registry = Registry::open(&dirs).unwrap();
+        let image = ImageUse {
+            reference: "r".to_owned(),
+            digest: used.to_string(),
+        };
+        for image in [None, Some(image)] {
+            let new = NewVm {
+                image,
+                ..NewVm::default()
+            };
+            registry.create(new).unwrap();
+        }
+        assert_eq!(in_use(&dirs).unwrap(), [used]);
     }
 }

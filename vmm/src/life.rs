@@ -22,7 +22,8 @@ use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Ended, MonitorError, VmRun};
 use crate::signals::Signals;
 use crate::stats::RunStats;
-use crate::vms::{NewVm, OwnedVm, Registry, RestartPolicy, State, Status, VmsError, now};
+use crate::time::now;
+use crate::vms::{NewVm, OwnedVm, Registry, RestartPolicy, State, Status, VmsError};
 
 pub use detach::{NotStarted, monitor_process, start_detached};
 pub use end::{EndError, kill, remove, signal, stop, wait_for_end};

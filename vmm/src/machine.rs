@@ -7,14 +7,13 @@ use std::any::Any;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use casita_devices::event_loop::EventLoop;
 use casita_devices::power::PowerEvent;
-use casita_devices::serial::{Input, Serial, SerialError, SerialInput, SerialOutput};
+use casita_devices::serial::{Input, Serial, SerialError, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::block::Traffic;
 use casita_devices::virtio::transport::mmio::MmioTransport;
@@ -32,8 +31,6 @@ pub use command::{Answer, Command, Ended, Reply};
 /// What can happen to a machine that its owner must know.
 #[derive(Debug)]
 pub enum Event {
-    /// The guest's agent has set its terminal up: what is typed reaches the command.
-    ConsoleReady,
     /// The guest wrote a power register.
     Power(PowerEvent),
     /// A signal that ends casita arrived.
@@ -161,24 +158,14 @@ pub struct Outcome {
     pub stats: RunStats,
 }
 
-/// What the user types, on its way to the guest.
-pub enum Keyboard {
-    /// Nothing is read.
-    None,
-    /// It waits until the guest is ready for it.
-    Waiting(Input),
-    /// The guest reads it.
-    Used(SerialInput),
-}
-
 /// The devices that their owner still talks to.
 pub struct Devices {
     /// The console.
     pub serial: Serial,
     /// Its output, on the I/O thread.
     pub serial_output: SerialOutput,
-    /// What the user types.
-    pub keyboard: Keyboard,
+    /// What the user types, from the start of the run on.
+    pub keyboard: Option<Input>,
     /// The guest's own account of its boot and of its command's end.
     pub stamps: Arc<StampDevice>,
     /// All virtio devices, by their place on the bus.
@@ -226,6 +213,10 @@ impl Machine {
     /// # Errors
     /// If the host has no thread left for a vCPU, or the console can't be read.
     pub fn run(mut self) -> Result<Outcome, RunError> {
+        let typed = self.devices.keyboard.take();
+        let _typed = typed
+            .map(|input| self.devices.serial.start_input(&self.io.handle(), input))
+            .transpose()?;
         let mut running = Running::new(self.vcpus.len());
         let end = self.run_until_end(&mut running);
         running.gate.stop();
@@ -265,7 +256,6 @@ impl Machine {
                 Event::AgentGone => {
                     deadline.get_or_insert_with(|| Instant::now() + PATIENCE_WITHOUT_AGENT);
                 }
-                Event::ConsoleReady => self.start_input()?,
                 Event::Command(Command::Kill, reply) => {
                     reply.answer(Answer::Done);
                     return Ok(End::Killed);
@@ -325,14 +315,6 @@ impl Machine {
         }
     }
 
-    fn start_input(&mut self) -> Result<(), SerialError> {
-        if let Keyboard::Waiting(input) = mem::replace(&mut self.devices.keyboard, Keyboard::None) {
-            let started = self.devices.serial.start_input(&self.io.handle(), input)?;
-            self.devices.keyboard = Keyboard::Used(started);
-        }
-        Ok(())
-    }
-
     /// Writes out what the guest has sent. After an end that the guest chose, all of it, however
     /// long its reader takes, unless a signal says that it is enough.
     fn finish_output(&self, patient: bool) {
@@ -378,7 +360,7 @@ impl End {
     /// The end that `event` means, if it means one.
     fn of(event: Event) -> Option<Self> {
         Some(match event {
-            Event::ConsoleReady | Event::AgentGone | Event::Command(..) => return None,
+            Event::AgentGone | Event::Command(..) => return None,
             Event::Power(PowerEvent::Off) => Self::PowerOff,
             Event::Power(PowerEvent::Reset) => Self::Reset,
             Event::Signal(number) => Self::Signal(number),

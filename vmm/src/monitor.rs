@@ -157,7 +157,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let early = watch_early(vm.signals, &sender)?;
     let own = Console::detect();
     let (console, raw) = match vm.attachment {
-        Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal(_))),
+        Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal)),
         Attachment::Logged { stdout, .. } => (ConsoleUse::Log(stdout), false),
     };
     let machine = assemble(

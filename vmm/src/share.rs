@@ -4,7 +4,6 @@
 //! Start it early and ask for the connection late: it needs some milliseconds, in which the machine
 //! can be made.
 
-use std::env;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,10 +21,8 @@ use rustix::net::{
 };
 use thiserror::Error;
 
-/// The program.
-const PROGRAM: &str = "casita-fs";
-/// Names the folder with the helper programs, where they are not beside this one.
-const LIBEXEC: &str = "CASITA_LIBEXEC";
+use crate::helpers::{self, HelperError};
+
 /// It needs a hundredth of a second, on a host that is not busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,18 +44,9 @@ pub enum ShareError {
         #[source]
         source: io::Error,
     },
-    /// The helper is not installed.
-    #[error("the program {} is missing; `make build` makes it, {LIBEXEC} names another folder", .0.display())]
-    NoProgram(PathBuf),
-    /// The helper can't be started.
-    #[error("the program {} can't be started", path.display())]
-    Program {
-        /// Where it is.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The helper does not run.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The helper says why.
     #[error("the directory {} can't be shared: {reason}", dir.display())]
     Refused {
@@ -85,7 +73,7 @@ pub struct Share {
     tag: String,
     /// The program's word that it is ready comes here.
     channel: OwnedFd,
-    program: Program,
+    _program: Program,
 }
 
 /// A running program.
@@ -110,8 +98,8 @@ impl Share {
     /// The directory can't be opened, or the program not started.
     pub fn start(dir: &Path, tag: &str, read_only: bool) -> Result<Self, ShareError> {
         let opened = open(dir)?;
-        let path = program()?;
-        let failed = |source| ShareError::Program {
+        let path = helpers::find(helpers::FS)?;
+        let failed = |source| HelperError::Start {
             path: path.clone(),
             source,
         };
@@ -134,18 +122,13 @@ impl Share {
             dir: dir.to_owned(),
             tag: tag.to_owned(),
             channel,
-            program,
+            _program: program,
         })
     }
 
     /// The name by which the guest mounts it.
     pub fn tag(&self) -> &str {
         &self.tag
-    }
-
-    /// The process that was started, which stands for the one that serves.
-    pub fn pid(&self) -> u32 {
-        self.program.0.id()
     }
 
     /// Waits until all is in place, and returns the connection to the program, which speaks
@@ -198,23 +181,6 @@ fn open(dir: &Path) -> Result<File, ShareError> {
     })
 }
 
-/// Beside this program, or where the user says.
-fn program() -> Result<PathBuf, ShareError> {
-    let folder = match env::var_os(LIBEXEC).filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => env::current_exe()
-            .ok()
-            .and_then(|own| own.parent().map(Path::to_owned))
-            .unwrap_or_default(),
-    };
-    let path = folder.join(PROGRAM);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(ShareError::NoProgram(path))
-    }
-}
-
 /// One message is all that passes, and it passes whole.
 fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
@@ -243,7 +209,10 @@ mod tests {
     fn missing_program_is_named() {
         let place = tempfile::tempdir().unwrap();
         let error = Share::start(place.path(), "t", false).unwrap_err();
-        assert!(matches!(error, ShareError::NoProgram(_)), "{error}");
+        assert!(
+            matches!(error, ShareError::Helper(HelperError::Missing(_))),
+            "{error}"
+        );
         assert!(error.to_string().contains("casita-fs"), "{error}");
     }
 }

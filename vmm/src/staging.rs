@@ -1,16 +1,20 @@
-//! Files that appear whole or not at all: built under a lock beside their place, then renamed.
+//! Files that appear whole or not at all: built beside their place, then renamed.
 //!
-//! A partial file is its own lock (flock). Programs that fill it get it as their standard input,
+//! What takes long is built in a [`Partial`] file, under a lock. A partial file is its own lock (flock). Programs that fill it get it as their standard input,
 //! so that the lock lasts until the last of them has ended even when the monitor is killed; what
 //! a killed one leaves is unlocked, and the next [`sweep`] removes it.
 
-use std::fmt::Write;
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// More than any record needs; a longer file is not one.
+const MAX_RECORD: u64 = 4 << 20;
 
 const SUFFIX: &str = "partial";
 
@@ -38,11 +42,7 @@ impl Partial {
                 .mode(0o600)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path)?;
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => (),
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
+            wait_for_lock(&file)?;
             // Whoever held it before may have published or removed it.
             if is_at(&file, &path)? {
                 file.set_len(0)?;
@@ -71,7 +71,7 @@ impl Partial {
     /// What writing or renaming it gave; then it is removed.
     pub fn publish(mut self, to: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        std::fs::rename(&self.path, to)?;
+        fs::rename(&self.path, to)?;
         self.published = true;
         Ok(())
     }
@@ -81,7 +81,7 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if !self.published {
             // The lock is still held, so this removes no other process's file.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -89,7 +89,7 @@ impl Drop for Partial {
 /// Removes what killed processes left in `dir`: partial files that nobody holds, and the staging
 /// directories named `KEY.stage` that went with them.
 pub fn sweep(dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else {
+    let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -107,10 +107,10 @@ fn remove_unheld(path: &Path) {
     else {
         return;
     };
-    let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
     if free && is_at(&file, path).unwrap_or(false) {
-        let _ = std::fs::remove_dir_all(stage_beside(path));
-        let _ = std::fs::remove_file(path);
+        let _ = fs::remove_dir_all(stage_beside(path));
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -128,13 +128,95 @@ pub fn hex(digest: &[u8]) -> String {
     })
 }
 
+/// Puts `bytes` at `path`, in place of what is there. With `durable`, they are on the disk when this
+/// returns. Only one process at a time writes the file, which is for the caller to see to.
+///
+/// # Errors
+/// What writing or renaming it gave; then what was there still is.
+pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&new)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| if durable { file.sync_data() } else { Ok(()) })
+        .and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// All of a small file.
+///
+/// # Errors
+/// What reading it gave; or it is not small.
+pub fn read_record(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() > MAX_RECORD {
+        return Err(io::Error::other("it is too long"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_RECORD).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes a folder with all that is in it, which another process may be removing too.
+///
+/// # Errors
+/// What removing it gave, other than that nothing is there.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// A lock on a folder (flock(2)) that is held for a moment; given up on drop.
+#[derive(Debug)]
+pub struct Moment(File);
+
+impl Moment {
+    /// Waits for the lock.
+    ///
+    /// # Errors
+    /// What opening or locking the folder gave.
+    pub fn lock(folder: &Path) -> io::Result<Self> {
+        let file = File::open(folder)?;
+        wait_for_lock(&file)?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        // A child that was forked a moment ago may still have the descriptor: unlocked by hand.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn wait_for_lock(file: &File) -> io::Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Whether `path` still names the open `file`.
 ///
 /// # Errors
 /// What looking at either gave, other than that nothing is there.
 pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let open = file.metadata()?;
-    match std::fs::metadata(path) {
+    match fs::metadata(path) {
         Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),

@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use casita_agent::ports::Stage;
 use casita_boot::VirtioMmio;
 use casita_boot::layout::{SERIAL_GSI, SERIAL_PORT};
 use casita_devices::bus::{Bus, BusDevice, BusError};
@@ -13,7 +12,7 @@ use casita_devices::power::{
     I8042_COMMAND_PORT, I8042Command, PowerEvent, PowerEvents, ResetRegister, SleepRegisters,
 };
 use casita_devices::serial::{self, Input, Output, Serial};
-use casita_devices::stamp::{self, StampDevice, StampEvent};
+use casita_devices::stamp::{self, StampDevice};
 use casita_devices::virtio::block::{Block, BlockConfig, BlockError, Traffic};
 use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::fs::Fs;
@@ -26,7 +25,7 @@ use crate::config::{BootMode, MachineConfig};
 use crate::console::{Console, ConsoleInput};
 use crate::disk::Disk;
 use crate::kvm::vm::Vm;
-use crate::machine::{Event, EventSender, Keyboard};
+use crate::machine::{Event, EventSender};
 use crate::platform::{self, POWER};
 use crate::rootfs::RootImage;
 use crate::share::Share;
@@ -137,10 +136,10 @@ pub(super) fn make_console(
     vm: &Vm,
     console: ConsoleUse,
     sender: &EventSender,
-) -> Result<(Serial, Keyboard), AssembleError> {
+) -> Result<(Serial, Option<Input>), AssembleError> {
     let (output, keyboard) = match console {
         ConsoleUse::Own(console) => (own_output()?, make_keyboard(console, sender)?),
-        ConsoleUse::Log(log) => (Output::writer(log), Keyboard::None),
+        ConsoleUse::Log(log) => (Output::writer(log), None),
     };
     let serial = Serial::new(Arc::new(vm.interrupt(SERIAL_GSI)?), output)?;
     Ok((serial, keyboard))
@@ -154,33 +153,25 @@ fn own_output() -> Result<Output, AssembleError> {
     })
 }
 
-fn make_keyboard(console: Console, sender: &EventSender) -> Result<Keyboard, AssembleError> {
+fn make_keyboard(console: Console, sender: &EventSender) -> Result<Option<Input>, AssembleError> {
     let sender = sender.clone();
     let input = ConsoleInput::new(console, move || sender.send(Event::Escape))
         .map_err(|error| AssembleError::Host("use its standard input", error))?;
-    Ok(input.map_or(Keyboard::None, |source| {
-        Keyboard::Waiting(Input {
-            source: Box::new(source),
-            at_end: None,
-        })
+    Ok(input.map(|source| Input {
+        source: Box::new(source),
+        at_end: None,
     }))
 }
 
-/// The guest's account of its boot. What is typed must wait until the agent has set the terminal
-/// up, or the kernel would echo it; an image's own init shows its prompt before anyone types. The
-/// agent tells the exit status last, when the disk is written back: that is the end.
+/// The guest's account of its boot. The agent tells the exit status last, when the disk is written
+/// back: that is the end.
 pub(super) fn make_stamps(config: &MachineConfig, sender: &EventSender) -> Arc<StampDevice> {
     if config.boot.unwrap_or_default() == BootMode::Plain {
-        sender.send(Event::ConsoleReady);
         return Arc::new(StampDevice::new());
     }
     let sender = sender.clone();
-    Arc::new(StampDevice::with_events(move |event| match event {
-        StampEvent::Stage(stage) if stage == Stage::AgentReady as u8 => {
-            sender.send(Event::ConsoleReady);
-        }
-        StampEvent::Stage(_) => {}
-        StampEvent::Exit(_) => sender.send(Event::Power(PowerEvent::Off)),
+    Arc::new(StampDevice::with_end(move || {
+        sender.send(Event::Power(PowerEvent::Off));
     }))
 }
 

@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
-use crate::vms::time::{rfc3339, rough};
-use crate::vms::{Record, State, Status, Vm, now};
+use crate::time::{now, rfc3339, rough};
+use crate::vms::{Record, State, Status, Vm};
 use crate::volume::VolumeSource;
 
 /// What `ps --format json` tells of a VM.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CliError, EXIT_CASITA, Format};
+use super::{CliError, EXIT_CASITA, Format, json};
 use crate::dirs::Dirs;
 use crate::doctor::{Report, Status, examine};
 
@@ -28,10 +28,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     let report = examine(&Dirs::from_env()?);
     let mut stdout = std::io::stdout().lock();
     match args.format {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut stdout, &report)?;
-            writeln!(stdout)?;
-        }
+        Format::Json => json::write(&mut stdout, &report)?,
         Format::Text => print(&report, &mut stdout)?,
     }
     Ok(if report.can_run_guests {

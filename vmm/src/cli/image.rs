@@ -1,20 +1,21 @@
 //! `casita image`: the images in the store. Pulling and importing is the helper program's.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write, stdin, stdout};
+use std::io::{Write, stdout};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use casita_images::{Image, Reference, Removed, Store, StoreError};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::show::{ago, columns, now, size};
-use super::{CliError, Format, Global};
+use super::{CliError, Format, Global, ask, json, table};
 use crate::dirs::Dirs;
+use crate::helpers::{self, HelperError};
 use crate::images::{self, ImagesError};
 use crate::staging;
+use crate::time::{now, rough};
 
 /// Options of `casita image`.
 #[derive(Debug, Args)]
@@ -165,7 +166,7 @@ fn import(args: &ImportArgs, global: Global) -> Result<ExitCode, CliError> {
 }
 
 fn helper(made: &Made, global: Global) -> Result<Command, CliError> {
-    let mut command = Command::new(images::helper()?);
+    let mut command = Command::new(helpers::find(helpers::IMAGE)?);
     let folder = images::folder(&Dirs::from_env()?);
     command.arg("--store").arg(folder);
     command.args(global.is_quiet().then_some("--quiet"));
@@ -183,7 +184,7 @@ fn helper(made: &Made, global: Global) -> Result<Command, CliError> {
 fn become_it(command: &mut Command) -> Result<ExitCode, CliError> {
     let path = PathBuf::from(command.get_program());
     let source = command.exec();
-    Err(ImagesError::Helper { path, source }.into())
+    Err(HelperError::Start { path, source }.into())
 }
 
 /// `casita image ls`, and `casita images`.
@@ -199,9 +200,10 @@ pub fn ls(args: &LsArgs, global: Global) -> Result<ExitCode, CliError> {
         }
     } else if args.format == Format::Json {
         let list: Vec<_> = images.iter().map(summary).collect();
-        writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
+        json::write(&mut out, &list)?;
     } else {
-        write!(out, "{}", table(&images, now()))?;
+        let head = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
+        table::write(&mut out, &head, &rows(&images, now()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -213,7 +215,7 @@ pub fn ls(args: &LsArgs, global: Global) -> Result<ExitCode, CliError> {
 pub fn rm(args: &RmArgs) -> Result<ExitCode, CliError> {
     let dirs = Dirs::from_env()?;
     let store = images::store(&dirs)?;
-    let used = images::in_use(&dirs);
+    let used = images::in_use(&dirs)?;
     let mut failed = None;
     for name in &args.images {
         match store.remove(name, args.force, &|digest| used.contains(digest)) {
@@ -250,28 +252,29 @@ fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
         .iter()
         .map(|name| find(name).map(|image| details(&image)))
         .collect::<Result<_, _>>()?;
-    let shown = match <[Value; 1]>::try_from(found) {
-        Ok([one]) => one,
-        Err(several) => several.into(),
-    };
-    writeln!(stdout(), "{}", serde_json::to_string_pretty(&shown)?)?;
+    json::write_found(&mut stdout(), &found, args.images.len())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn prune(args: &PruneArgs) -> Result<ExitCode, CliError> {
-    if !args.force && !confirmed(args.all)? {
+    let question = if args.all {
+        "Remove all images that no VM uses?"
+    } else {
+        "Remove all images without a name?"
+    };
+    if !args.force && !ask::confirmed(question)? {
         return Ok(ExitCode::SUCCESS);
     }
     let dirs = Dirs::from_env()?;
     let store = images::store(&dirs)?;
     let downloads = abandoned(&store)?;
-    let used = images::in_use(&dirs);
+    let used = images::in_use(&dirs)?;
     let removed = store.prune(args.all, &|digest| used.contains(digest))?;
     for image in &removed {
         tell(image)?;
     }
     let images: u64 = removed.iter().map(|image| image.bytes).sum();
-    writeln!(stdout(), "Reclaimed {}", size(images + downloads))?;
+    writeln!(stdout(), "Reclaimed {}", table::bytes(images + downloads))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -288,27 +291,8 @@ fn abandoned(store: &Store) -> Result<u64, CliError> {
     Ok(before.saturating_sub(space()?))
 }
 
-fn confirmed(all: bool) -> Result<bool, CliError> {
-    if !stdin().is_terminal() {
-        return Err("there is no terminal to ask on; --force prunes without asking".into());
-    }
-    let what = if all {
-        "all images that no VM uses"
-    } else {
-        "all images without a name"
-    };
-    write!(stdout(), "This removes {what}. Go on? [y/N] ")?;
-    stdout().flush()?;
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
-}
-
 fn summary(image: &Image) -> Value {
-    json!({
+    serde_json::json!({
         "digest": image.digest,
         "references": image.references,
         "created": image.created,
@@ -319,26 +303,31 @@ fn summary(image: &Image) -> Value {
 fn details(image: &Image) -> Value {
     let mut value = summary(image);
     value["path"] = image.path.to_string_lossy().into();
-    value["config"] = json!(image.config);
+    value["config"] = serde_json::json!(image.config);
     value
 }
 
 /// A row for each name, as `docker images` has it.
-fn table(images: &[Image], now: u64) -> String {
-    let head = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
-    let mut rows = vec![head.map(String::from)];
+fn rows(images: &[Image], now: u64) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
     for image in images {
         let row = |(repository, tag): (String, String)| {
             let id = image.digest.hex()[..12].to_owned();
-            let created = ago(now.saturating_sub(image.created));
-            [repository, tag, id, created, size(image.size)]
+            let age = rough(now.saturating_sub(image.created));
+            vec![
+                repository,
+                tag,
+                id,
+                format!("{age} ago"),
+                table::bytes(image.size),
+            ]
         };
         if image.references.is_empty() {
             rows.push(row(("<none>".into(), "<none>".into())));
         }
         rows.extend(image.references.iter().map(|name| row(split(name))));
     }
-    columns(&rows)
+    rows
 }
 
 fn familiar(name: &str) -> String {
@@ -379,11 +368,19 @@ mod tests {
             image(&[]),
         ];
         assert_eq!(
-            table(&images, 1000 + 3 * 86400),
-            "REPOSITORY           TAG      IMAGE ID       CREATED      SIZE\n\
-             nginx                latest   e3b0c44298fc   3 days ago   5.0 MiB\n\
-             localhost:5000/a/b   v1       e3b0c44298fc   3 days ago   5.0 MiB\n\
-             <none>               <none>   e3b0c44298fc   3 days ago   5.0 MiB\n"
+            rows(&images, 1000 + 3 * 86400),
+            [
+                ["nginx", "latest"],
+                ["localhost:5000/a/b", "v1"],
+                ["<none>", "<none>"]
+            ]
+            .map(|[repository, tag]| [
+                repository,
+                tag,
+                "e3b0c44298fc",
+                "3 days ago",
+                "5.0MiB"
+            ])
         );
     }
 

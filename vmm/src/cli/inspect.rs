@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::describe::Description;
-use super::{CliError, EXIT_CASITA, Format, report, vms};
+use super::{CliError, EXIT_CASITA, Format, json, report, vms};
 
 /// Options of `casita inspect`.
 #[derive(Debug, Args)]
@@ -39,8 +39,8 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
     }
     let well = found.len() == args.vms.len();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    match (args.format, args.vms.len()) {
-        (Format::Text, _) => {
+    match args.format {
+        Format::Text => {
             for (index, vm) in found.iter().enumerate() {
                 if index > 0 {
                     writeln!(out)?;
@@ -48,16 +48,7 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
                 describe(&mut out, vm)?;
             }
         }
-        (Format::Json, 1) => {
-            if let Some(vm) = found.first() {
-                serde_json::to_writer_pretty(&mut out, vm)?;
-                writeln!(out)?;
-            }
-        }
-        (Format::Json, _) => {
-            serde_json::to_writer_pretty(&mut out, &found)?;
-            writeln!(out)?;
-        }
+        Format::Json => json::write_found(&mut out, &found, args.vms.len())?,
     }
     out.flush()?;
     Ok(if well {

@@ -1,5 +1,6 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
+mod ask;
 pub mod cp;
 mod describe;
 pub mod doctor;
@@ -7,12 +8,12 @@ pub mod exec;
 pub mod generate;
 pub mod image;
 pub mod inspect;
+mod json;
 pub mod lifecycle;
 pub mod logs;
 pub mod process_args;
 pub mod ps;
 pub mod run;
-pub mod show;
 pub mod stats;
 mod table;
 pub mod top;

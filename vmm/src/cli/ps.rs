@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::describe::{Line, command};
-use super::{CliError, Format, table, vms};
-use crate::vms::time::rough;
-use crate::vms::{State, Vm, VmsError, now};
+use super::{CliError, Format, json, table, vms};
+use crate::time::{now, rough};
+use crate::vms::{State, Vm, VmsError};
 
 /// Options of `casita ps`.
 #[derive(Debug, Args)]
@@ -37,8 +37,7 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
         }
     } else if args.format == Format::Json {
         let line = |(vm, state): &(Vm, State)| Line::of(vm.record(), state);
-        serde_json::to_writer_pretty(&mut out, &vms.iter().map(line).collect::<Vec<_>>())?;
-        writeln!(out)?;
+        json::write(&mut out, &vms.iter().map(line).collect::<Vec<_>>())?;
     } else {
         let head = ["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"];
         let rows: Vec<_> = vms.iter().map(|(vm, state)| row(vm, state)).collect();

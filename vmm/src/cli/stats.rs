@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::{CliError, EXIT_CASITA, Format, ps, report, table, vms};
+use super::{CliError, EXIT_CASITA, Format, json, ps, report, table, vms};
 use crate::vm_stats::VmStats;
 use crate::vms::Vm;
 
@@ -58,10 +58,7 @@ pub fn stats(args: &StatsArgs) -> Result<ExitCode, CliError> {
     let (entries, well) = look(args)?;
     let mut out = std::io::stdout().lock();
     match args.format {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, &entries)?;
-            writeln!(out)?;
-        }
+        Format::Json => json::write(&mut out, &entries)?,
         Format::Text if entries.is_empty() && !well => {}
         Format::Text => out.write_all(&draw(&entries, &BTreeMap::new())?)?,
     }

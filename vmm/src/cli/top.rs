@@ -1,11 +1,10 @@
 //! `casita top`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CliError, Format, table, vms};
+use super::{CliError, Format, json, table, vms};
 
 /// Options of `casita top`.
 #[derive(Debug, Args)]
@@ -31,8 +30,7 @@ pub fn top(args: &TopArgs) -> Result<ExitCode, CliError> {
     processes.sort_by_key(|process| process.pid);
     let mut out = std::io::stdout().lock();
     if args.format == Format::Json {
-        serde_json::to_writer_pretty(&mut out, &processes)?;
-        writeln!(out)?;
+        json::write(&mut out, &processes)?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<_> = processes

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{CliError, EXIT_CASITA, Format, table};
+use super::{CliError, EXIT_CASITA, Format, ask, json, table};
 use crate::cp::volume::{Around, TARGET, with_volume};
 use crate::cp::{receive_archive, send_archive};
 use crate::dirs::Dirs;
@@ -201,7 +201,7 @@ fn describe(volume: &Volume, users: &Users) -> Description {
         name: volume.name().to_owned(),
         kind: volume.kind(),
         used: volume.used(),
-        created: crate::vms::time::rfc3339(volume.created()),
+        created: crate::time::rfc3339(volume.created()),
         path: volume.path(),
         pid: volume.user(),
         vms: users.of(volume.name()),
@@ -221,8 +221,7 @@ fn ls(args: &LsArgs) -> Result<ExitCode, CliError> {
     let users = Users::find(&dirs)?;
     let described: Vec<_> = volumes.iter().map(|one| describe(one, &users)).collect();
     if args.format == Format::Json {
-        serde_json::to_writer_pretty(&mut out, &described)?;
-        writeln!(out)?;
+        json::write(&mut out, &described)?;
         return Ok(ExitCode::SUCCESS);
     }
     let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), table::bytes);
@@ -255,17 +254,14 @@ fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
         .map(|name| Ok(describe(&store.find(name)?, &users)))
         .collect::<Result<Vec<_>, VolumeError>>()?;
     let mut out = io::stdout().lock();
-    match (args.format, described.as_slice()) {
-        (Format::Json, [one]) => serde_json::to_writer_pretty(&mut out, one)?,
-        (Format::Json, all) => serde_json::to_writer_pretty(&mut out, all)?,
-        (Format::Text, all) => {
-            for volume in all {
+    match args.format {
+        Format::Json => json::write_found(&mut out, &described, args.names.len())?,
+        Format::Text => {
+            for volume in &described {
                 print(&mut out, volume)?;
             }
-            return Ok(ExitCode::SUCCESS);
         }
     }
-    writeln!(out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -331,7 +327,9 @@ fn prune(args: &PruneArgs) -> Result<ExitCode, CliError> {
     let (store, users) = (Store::open(&dirs)?, Users::find(&dirs)?);
     let mut volumes = store.list()?;
     volumes.retain(|one| users.of(one.name()).is_empty() && one.user().is_none());
-    if volumes.is_empty() || !(args.force || confirmed(&volumes)?) {
+    let names: Vec<_> = volumes.iter().map(Volume::name).collect();
+    let question = format!("Remove {} for good?", names.join(", "));
+    if names.is_empty() || !(args.force || ask::confirmed(&question)?) {
         return Ok(ExitCode::SUCCESS);
     }
     for volume in volumes {
@@ -343,19 +341,6 @@ fn prune(args: &PruneArgs) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn confirmed(volumes: &[Volume]) -> Result<bool, CliError> {
-    if !io::stdin().is_terminal() {
-        return Err("this removes data: say --force if nobody is there to be asked".into());
-    }
-    let names: Vec<_> = volumes.iter().map(Volume::name).collect();
-    let mut stderr = io::stderr();
-    write!(stderr, "Remove {} for good? [y/N] ", names.join(", "))?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {

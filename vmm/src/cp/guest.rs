@@ -158,11 +158,6 @@ pub struct Copy {
 
 impl Copy {
     /// The archive.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
-    /// The same as a descriptor.
     pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.stream.as_fd()
     }

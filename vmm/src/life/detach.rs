@@ -18,8 +18,9 @@ use crate::dirs::Dirs;
 use crate::monitor::Attachment;
 use crate::signals::Signals;
 use crate::stats::RunStats;
+use crate::time::now;
 use crate::vms::log::LogStream;
-use crate::vms::{Id, OwnedVm, Registry, State, Status, VmsError, now};
+use crate::vms::{Id, OwnedVm, Registry, State, Status, VmsError};
 
 /// More than a monitor says about its start.
 const MAX_REPORT: u64 = 64 << 10;

@@ -10,7 +10,6 @@ mod process;
 mod state;
 mod worker;
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::thread;
@@ -103,13 +102,17 @@ impl AgentLink {
 
     /// A link whose connections come through the returned function, which never waits and tells
     /// whether they are wanted.
-    ///
-    /// # Errors
-    /// The host has no thread or file descriptor left.
-    pub fn with_connections(
+    #[cfg(test)]
+    fn with_connections(
         key: Key,
         on_event: impl Fn(LinkEvent) + Send + Sync + 'static,
-    ) -> Result<(Self, impl Fn(UnixStream) -> bool + Send + Sync + 'static), LinkError> {
+    ) -> Result<
+        (
+            Self,
+            impl Fn(std::os::unix::net::UnixStream) -> bool + Send + Sync + 'static,
+        ),
+        LinkError,
+    > {
         let shared = start_worker(key, on_event)?;
         let accepting = Arc::clone(&shared);
         let owner = Arc::new(Owner {

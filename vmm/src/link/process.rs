@@ -1,8 +1,7 @@
 //! Processes in the guest, as the host has them.
 
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::Receiver;
 
 use casita_agent::wire::Exit;
 use serde::{Deserialize, Serialize};
@@ -58,17 +57,5 @@ impl ExitWaiter {
     /// [`LinkError::Gone`] if the guest ended first.
     pub fn wait(self) -> Result<Exit, LinkError> {
         self.0.recv().map_err(|_| LinkError::Gone)
-    }
-
-    /// Waits for at most `timeout`; `None` if the process still runs then.
-    ///
-    /// # Errors
-    /// [`LinkError::Gone`] if the guest ended first.
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Exit>, LinkError> {
-        match self.0.recv_timeout(timeout) {
-            Ok(exit) => Ok(Some(exit)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(LinkError::Gone),
-        }
     }
 }

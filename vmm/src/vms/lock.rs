@@ -19,9 +19,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
 const OWNERSHIP: i64 = 0;
 const LIFE: i64 = 1;
 
@@ -68,30 +65,6 @@ pub fn release(file: &File) {
     // Neither can fail on a lock that is held.
     let _ = set(file, libc::F_OFD_SETLK, libc::F_UNLCK, OWNERSHIP);
     let _ = set(file, libc::F_OFD_SETLK, libc::F_UNLCK, LIFE);
-}
-
-/// A lock on a folder (flock(2)) that is held for a moment; given up on drop.
-pub struct Moment(File);
-
-impl Moment {
-    /// Waits for the lock.
-    pub fn lock(folder: &Path) -> io::Result<Self> {
-        let file = File::open(folder)?;
-        loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-impl Drop for Moment {
-    fn drop(&mut self) {
-        // A child that was forked a moment ago may still have the descriptor: unlocked by hand.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
 }
 
 fn range(kind: libc::c_int, start: i64) -> libc::flock {

@@ -22,7 +22,6 @@
 //! what it finds of them.
 
 mod error;
-mod files;
 mod lock;
 pub mod log;
 mod names;
@@ -31,12 +30,11 @@ mod record;
 mod registry;
 #[cfg(test)]
 mod tests;
-pub mod time;
 mod vm;
 
 pub use error::VmsError;
 pub use names::Id;
 pub use owned::{OwnedVm, Teller};
-pub use record::{ImageUse, NewVm, Record, RestartPolicy, State, Status, now};
+pub use record::{ImageUse, NewVm, Record, RestartPolicy, State, Status};
 pub use registry::Registry;
 pub use vm::Vm;

@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::lock::Moment;
 use super::log::LogWriter;
 use super::vm::{Home, write_last_words};
-use super::{Record, State, VmsError, files, lock};
+use super::{Record, State, VmsError, lock};
 use crate::dirs::Dirs;
+use crate::staging::{self, Moment};
 
 /// Why a line about an error is not longer.
 const MAX_ERROR: usize = 4000;
@@ -64,7 +64,7 @@ impl Teller {
         let path = self.home.file("state.json");
         let json = serde_json::to_vec_pretty(&state)
             .map_err(|error| VmsError::Unwritable(error.to_string()))?;
-        files::replace(&path, &json, false).map_err(VmsError::io("write", &path))?;
+        staging::replace(&path, &json, false).map_err(VmsError::io("write", &path))?;
         told.state = state;
         Ok(json)
     }
@@ -234,7 +234,7 @@ impl OwnedVm {
     /// Removes what only a running VM needs. Called by its owner when it has ended.
     pub fn clean(&self) {
         // Nothing that is left there harms.
-        let _ = files::remove_tree(&self.home().runtime_dir());
+        let _ = staging::remove_tree(&self.home().runtime_dir());
     }
 }
 
@@ -255,7 +255,7 @@ impl Drop for Retired {
     fn drop(&mut self) {
         self.vm.clean();
         // What is left, another one sweeps.
-        let _ = files::remove_tree(&self.old);
+        let _ = staging::remove_tree(&self.old);
     }
 }
 

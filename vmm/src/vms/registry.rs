@@ -5,12 +5,13 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::lock::Moment;
 use super::names::is_prefix;
 use super::vm::Home;
-use super::{Id, NewVm, OwnedVm, Record, Vm, VmsError, files, names, now};
+use super::{Id, NewVm, OwnedVm, Record, Vm, VmsError, names};
 use crate::dirs::Dirs;
 use crate::disk::check_name;
+use crate::staging::{self, Moment};
+use crate::time::now;
 
 /// Half-made records.
 const NEW: &str = ".new.";
@@ -192,7 +193,7 @@ impl Registry {
 
     fn load(&self, id: &Id) -> Result<Option<Vm>, VmsError> {
         let path = self.dir(id).join("config.json");
-        let bytes = match files::read(&path) {
+        let bytes = match staging::read_record(&path) {
             Ok(bytes) => bytes,
             Err(gone) if gone.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(VmsError::io("read", &path)(error)),
@@ -228,7 +229,7 @@ impl Registry {
             let name = name.to_string_lossy();
             if name.starts_with(NEW) || name.starts_with(OLD) {
                 // What can't be removed is for the next one.
-                let _ = files::remove_tree(&entry.path());
+                let _ = staging::remove_tree(&entry.path());
             }
         }
     }
@@ -296,7 +297,7 @@ struct HalfMade(PathBuf);
 
 impl Drop for HalfMade {
     fn drop(&mut self) {
-        let _ = files::remove_tree(&self.0);
+        let _ = staging::remove_tree(&self.0);
     }
 }
 
@@ -308,7 +309,7 @@ fn write_record(dir: &Path, record: &Record) -> Result<fs::File, VmsError> {
         .create(dir)
         .map_err(VmsError::io("make", dir))?;
     let path = dir.join("config.json");
-    files::replace(&path, &json, !record.rm).map_err(VmsError::io("write", &path))?;
+    staging::replace(&path, &json, !record.rm).map_err(VmsError::io("write", &path))?;
     let path = dir.join("lock");
     let lock = super::lock::open(&path, true).map_err(VmsError::io("make", &path))?;
     // Nobody else can know it yet.

@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::log::LogReader;
-use super::{Id, OwnedVm, Record, Registry, State, VmsError, files, lock};
+use super::{Id, OwnedVm, Record, Registry, State, VmsError, lock};
 use crate::control::{Client, ClientError};
-use crate::staging::is_at;
+use crate::staging::{self, is_at};
 
 /// The mark that `stop` and `kill` leave, so that a restart policy does not undo them.
 pub(super) const STOP: &str = "stop-asked";
@@ -35,7 +35,7 @@ impl Home {
 
     /// The state as its owner last told, or that of a VM that never got so far.
     pub fn read_state(&self) -> State {
-        files::read(&self.file("state.json"))
+        staging::read_record(&self.file("state.json"))
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default()
@@ -183,11 +183,6 @@ impl Vm {
     /// What its command wrote.
     pub fn log_reader(&self) -> LogReader {
         LogReader::new(self.dir())
-    }
-
-    /// What its kernel wrote.
-    pub fn console_log(&self) -> PathBuf {
-        self.home.file("console.log")
     }
 }
 

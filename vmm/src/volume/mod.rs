@@ -13,14 +13,14 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::dirs::Dirs;
 use crate::disk::{self, Disk, DiskError, DiskSpec, Expect, check_name};
-use crate::staging::is_at;
+use crate::staging::{self, Moment, is_at};
+use crate::time::now;
 
 pub use error::VolumeError;
 pub use plan::{Attach, NewVolumes, PlannedMount, guest_mounts, plan};
@@ -106,7 +106,7 @@ impl Store {
             VolumeKind::Shared => make_folder(&half.0.join(DATA), 0o755)?,
         }
         let text = serde_json::to_vec_pretty(&meta).map_err(io::Error::from);
-        text.and_then(|text| write_synced(&half.0.join(META), &text))
+        text.and_then(|text| staging::replace(&half.0.join(META), &text, true))
             .map_err(VolumeError::io("write", &half.0))?;
         let folder = self.folder.join(name);
         fs::rename(&half.0, &folder).map_err(VolumeError::io("make", &folder))?;
@@ -128,7 +128,7 @@ impl Store {
             path: folder.clone(),
             why,
         };
-        let text = match fs::read(folder.join(META)) {
+        let text = match staging::read_record(&folder.join(META)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if fs::symlink_metadata(&folder).is_err() {
@@ -189,16 +189,8 @@ impl Store {
     }
 
     /// Only one process at a time makes or removes volumes.
-    fn lock(&self) -> Result<File, VolumeError> {
-        let path = &self.folder;
-        let lock = File::open(path).map_err(VolumeError::io("open", path))?;
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(lock),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(VolumeError::io("lock", path)(error.into())),
-            }
-        }
+    fn lock(&self) -> Result<Moment, VolumeError> {
+        Moment::lock(&self.folder).map_err(VolumeError::io("lock", &self.folder))
     }
 }
 
@@ -319,12 +311,7 @@ impl Half {
     }
 
     fn clear(&self) -> Result<(), VolumeError> {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(VolumeError::io("remove", &self.0)(error))
-            }
-            _ => Ok(()),
-        }
+        staging::remove_tree(&self.0).map_err(VolumeError::io("remove", &self.0))
     }
 }
 
@@ -339,19 +326,6 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), VolumeError> {
         .mode(mode)
         .create(path)
         .map_err(VolumeError::io("make", path))
-}
-
-fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    let mut file = File::create_new(path)?;
-    file.write_all(text)?;
-    file.sync_all()
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl Printer<'_> {
                 continue;
             }
             if piece.first && self.timestamps {
-                write!(out, "{} ", crate::vms::time::rfc3339_ns(header.time_ns))?;
+                write!(out, "{} ", crate::time::rfc3339_ns(header.time_ns))?;
             }
             out.write_all(piece.bytes)?;
         }

@@ -5,9 +5,9 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{HEADER, Header, LogStream, MAX_CHUNK, SEGMENT, current, previous};
+use crate::time::since_1970;
 
 /// Writes a VM's log. Clones write to the same one, from any thread.
 #[derive(Debug, Clone)]
@@ -53,9 +53,7 @@ impl LogWriter {
     /// # Errors
     /// If the host has no space left, for example. What could be written of it is whole records.
     pub fn append(&self, stream: LogStream, bytes: &[u8]) -> io::Result<()> {
-        let time = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let time = since_1970();
         let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for chunk in bytes.chunks(MAX_CHUNK) {
             let header = Header {

@@ -1,4 +1,18 @@
-//! Times for people and for programs, always in UTC.
+//! The clock, and times for people and for programs: always in UTC.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    since_1970().as_secs()
+}
+
+/// The time since 1970; none of it on a host whose clock is older.
+pub fn since_1970() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
 
 /// A time in seconds since 1970 as RFC 3339 has it.
 pub fn rfc3339(seconds: u64) -> String {
