@@ -113,9 +113,8 @@ mod tests {
         let one = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{id}"]}}}}"#);
         assert!(find(&archive(&one, &["a"]), None).is_ok());
         // Another image's manifest, which is a configuration as far as that goes.
-        let manifest = format!(
-            r#"{{"schemaVersion":2,"config":{{"digest":"{id}","size":2}},"layers":[]}}"#
-        );
+        let manifest =
+            format!(r#"{{"schemaVersion":2,"config":{{"digest":"{id}","size":2}},"layers":[]}}"#);
         for (config, layers) in [
             (manifest.as_str(), &["a"][..]),
             (&manifest, &[]),

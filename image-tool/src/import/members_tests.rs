@@ -156,5 +156,8 @@ fn a_size_beyond_all_numbers_is_no_reason_to_panic() {
     header.set_entry_type(EntryType::Directory);
     header.as_mut_bytes()[124..136].fill(0xff);
     header.set_cksum();
-    assert_eq!(kind(&[header.as_bytes(), &[0; 512][..]].concat()), Kind::Files);
+    assert_eq!(
+        kind(&[header.as_bytes(), &[0; 512][..]].concat()),
+        Kind::Files
+    );
 }
