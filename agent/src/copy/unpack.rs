@@ -19,6 +19,10 @@ const HOLE: usize = 4096;
 const MAX_TAIL: u64 = 1 << 20;
 /// Directories whose mode and time wait until they are filled.
 const MAX_WAITING: usize = 1 << 16;
+/// What is kept of them, in bytes.
+const MAX_WAITING_BYTES: usize = 4 << 20;
+/// What each takes, and each of its attributes, beside their bytes.
+const WAITING_COST: usize = 64;
 
 /// How the paths of an archive become paths below the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +66,7 @@ pub fn unpack(
         left: rules.limit,
         parent: None,
         waiting: Vec::new(),
+        waiting_bytes: 0,
         complain,
     };
     let mut input = Input::new(input);
@@ -78,6 +83,7 @@ struct Unpacker<'a> {
     /// The directory of the last entry, for the next is mostly in it, too.
     parent: Option<(Vec<u8>, OwnedFd)>,
     waiting: Vec<Waiting>,
+    waiting_bytes: usize,
     complain: Complain<'a>,
 }
 
@@ -315,10 +321,20 @@ impl Unpacker<'_> {
             .map_err(file_error("change the time of", path))
     }
 
-    fn wait(&mut self, path: Vec<u8>, entry: Entry) -> Result<(), CopyError> {
-        if self.waiting.len() >= MAX_WAITING {
+    fn wait(&mut self, path: Vec<u8>, mut entry: Entry) -> Result<(), CopyError> {
+        // Kept is only what is used.
+        entry.path = Vec::new();
+        if !self.rules.owners {
+            entry.xattrs = Vec::new();
+        }
+        let attributes = entry.xattrs.iter();
+        let attributes = attributes.map(|(name, value)| WAITING_COST + name.len() + value.len());
+        let cost = WAITING_COST + path.len() + attributes.sum::<usize>();
+        let full = self.waiting_bytes.saturating_add(cost) > MAX_WAITING_BYTES;
+        if full || self.waiting.len() >= MAX_WAITING {
             self.finish_directories()?;
         }
+        self.waiting_bytes = self.waiting_bytes.saturating_add(cost);
         self.waiting.push(Waiting { path, entry });
         Ok(())
     }
@@ -326,6 +342,7 @@ impl Unpacker<'_> {
     /// The innermost first, for a parent may lose the permission to enter it.
     fn finish_directories(&mut self) -> Result<(), CopyError> {
         self.parent = None;
+        self.waiting_bytes = 0;
         while let Some(Waiting { path, entry }) = self.waiting.pop() {
             let (parent, name) = split(&path).unwrap_or((b"", b"."));
             let parent = self.enter(parent, false)?;
@@ -466,5 +483,53 @@ pub fn open_directory(path: &[u8]) -> Result<OwnedFd, CopyError> {
     match openat(CWD, path, flags, Mode::empty()) {
         Err(Errno::NOENT) => Err(CopyError::Missing(lossy(path))),
         result => result.map_err(file_error("open", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_of_directories_is_bounded_in_bytes() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("d")).unwrap();
+        let root = fs::File::open(place.path()).unwrap();
+        let stat = rustix::fs::fstat(&root).unwrap();
+        let rules = Unpack {
+            top: Top::Keep,
+            owners: true,
+            special: false,
+            limit: 0,
+        };
+        let mut unpacker = Unpacker {
+            root: root.as_fd(),
+            rules: &rules,
+            left: 0,
+            parent: None,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            complain: &mut |_| (),
+        };
+        let entry = Entry {
+            path: b"d".to_vec(),
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: Time {
+                seconds: 0,
+                nanoseconds: 0,
+            },
+            size: 0,
+            xattrs: std::vec![(b"user.x".to_vec(), std::vec![0; 1 << 20])],
+        };
+        for _ in 0..20 {
+            unpacker.wait(b"d".to_vec(), entry.clone()).unwrap();
+            assert!(unpacker.waiting.len() <= 4);
+            assert!(unpacker.waiting_bytes <= MAX_WAITING_BYTES);
+        }
     }
 }

@@ -53,6 +53,15 @@ pub fn find(files: &Files, wanted: Option<&Reference>) -> Result<Found, ImportEr
         });
     }
     let diff_ids = ConfigFile::parse(&config)?.diff_ids;
+    // The digest has to stand for the layers, too: with a configuration that names none, such as
+    // the bytes of another image's manifest, this would pass for that image.
+    if diff_ids.is_empty() || diff_ids.len() != entry.layers.len() {
+        return Err(ImportError::Layers {
+            name: entry.config.clone(),
+            named: diff_ids.len(),
+            layers: entry.layers.len(),
+        });
+    }
     let mut layers = Vec::new();
     for (place, layer) in entry.layers.iter().enumerate() {
         let section = files.open(layer)?;
@@ -72,4 +81,52 @@ pub fn find(files: &Files, wanted: Option<&Reference>) -> Result<Found, ImportEr
         config,
         layers,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::super::members::Members;
+    use super::*;
+
+    fn archive(config: &str, layers: &[&str]) -> Files {
+        let manifest = serde_json::json!([{"Config": "c.json", "Layers": layers}]).to_string();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut parts = vec![("manifest.json", manifest.as_str()), ("c.json", config)];
+        parts.extend(layers.iter().map(|name| (*name, "layer")));
+        for (name, content) in parts {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            builder
+                .append_data(&mut header, name, content.as_bytes())
+                .unwrap();
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&builder.into_inner().unwrap()).unwrap();
+        Files::Tar(Members::index(file).unwrap())
+    }
+
+    #[test]
+    fn an_image_whose_digest_does_not_stand_for_its_layers_is_refused() {
+        let id = Digest::of(b"layer");
+        let one = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{id}"]}}}}"#);
+        assert!(find(&archive(&one, &["a"]), None).is_ok());
+        // Another image's manifest, which is a configuration as far as that goes.
+        let manifest =
+            format!(r#"{{"schemaVersion":2,"config":{{"digest":"{id}","size":2}},"layers":[]}}"#);
+        for (config, layers) in [
+            (manifest.as_str(), &["a"][..]),
+            (&manifest, &[]),
+            ("{}", &["a"]),
+            (&one, &[]),
+            (&one, &["a", "b"]),
+        ] {
+            let found = find(&archive(config, layers), None);
+            assert!(
+                matches!(found, Err(ImportError::Layers { .. })),
+                "{config} {layers:?}"
+            );
+        }
+    }
 }

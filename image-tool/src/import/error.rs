@@ -75,6 +75,19 @@ pub enum ImportError {
         /// Its digest.
         got: Digest,
     },
+    /// The image's digest says nothing of its layers.
+    #[error(
+        "the configuration {name:?} in the archive names the digests of {named} layers, and the \
+         archive has {layers}; an image has as many, and at least one"
+    )]
+    Layers {
+        /// The configuration.
+        name: String,
+        /// How many it names.
+        named: usize,
+        /// How many there are.
+        layers: usize,
+    },
     /// A part is not as long as it should be.
     #[error("{name:?} in the archive has {got} bytes in place of {size}")]
     Size {

@@ -18,6 +18,8 @@ const BLOCK: u64 = 512;
 const MAX_MEMBERS: usize = 100_000;
 /// What a header says beside the header.
 const MAX_EXTENSION: u64 = 64 << 10;
+/// The longest name. Those of images have less than 100 bytes.
+const MAX_NAME: usize = 1024;
 /// Docker once wrote a layer that it had written before as a link to that.
 const MAX_LINKS: usize = 4;
 
@@ -169,11 +171,11 @@ impl Said {
             EntryType::GNULongLink => self.link = text(data),
             EntryType::XHeader => {
                 for record in PaxExtensions::new(data).flatten() {
-                    let value = record.value().ok().map(str::to_owned);
+                    let value = || text(record.value_bytes());
                     match record.key() {
-                        Ok("path") => self.name = value,
-                        Ok("linkpath") => self.link = value,
-                        Ok("size") => self.size = value.and_then(|value| value.parse().ok()),
+                        Ok("path") => self.name = value(),
+                        Ok("linkpath") => self.link = value(),
+                        Ok("size") => self.size = value().and_then(|value| value.parse().ok()),
                         _ => (),
                     }
                 }
@@ -201,9 +203,11 @@ fn check(header: &Header) -> io::Result<()> {
     }
 }
 
+/// A name; none if it is longer than any that is looked for.
 fn text(bytes: &[u8]) -> Option<String> {
     let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8(bytes.to_vec()).ok()
+    let short = bytes.len() <= MAX_NAME;
+    short.then(|| String::from_utf8(bytes.to_vec()).ok())?
 }
 
 /// The name `to` as seen from the folder of `from`, without `.` and `..`; none if it leads out.
@@ -255,8 +259,10 @@ pub fn kind(head: &[u8]) -> Kind {
             Some(name) if is_of_images(name) => return Kind::Images,
             _ => return Kind::Files,
         }
-        let len = header.entry_size().unwrap_or(0).next_multiple_of(BLOCK);
-        match usize::try_from(len).ok().and_then(|len| after.get(len..)) {
+        let len = header.entry_size().unwrap_or(0);
+        let len = len.checked_next_multiple_of(BLOCK);
+        let len = len.and_then(|len| usize::try_from(len).ok());
+        match len.and_then(|len| after.get(len..)) {
             Some(next) => rest = next,
             None => return kind,
         }

@@ -135,3 +135,29 @@ fn the_folder_itself_tells_nothing() {
     });
     assert_eq!(kind(&files), Kind::Files);
 }
+
+#[test]
+fn names_longer_than_any_that_is_looked_for_take_no_memory() {
+    let long = "d/".repeat(MAX_NAME / 2) + "file";
+    let members = index(&tar(|tar| {
+        add(tar, &long, "long");
+        add(tar, "index.json", "{}");
+    }))
+    .unwrap();
+    // What the header itself has of the name is short.
+    assert!(members.members.keys().all(|name| name.len() <= MAX_NAME));
+    assert_eq!(read(&members, "index.json").as_deref(), Some("{}"));
+}
+
+#[test]
+fn a_size_beyond_all_numbers_is_no_reason_to_panic() {
+    let mut header = Header::new_gnu();
+    header.set_path("./").unwrap();
+    header.set_entry_type(EntryType::Directory);
+    header.as_mut_bytes()[124..136].fill(0xff);
+    header.set_cksum();
+    assert_eq!(
+        kind(&[header.as_bytes(), &[0; 512][..]].concat()),
+        Kind::Files
+    );
+}

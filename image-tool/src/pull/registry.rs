@@ -18,7 +18,8 @@ use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use reqwest::header::{self, HeaderValue};
-use reqwest::{Response, StatusCode};
+use reqwest::redirect::Policy;
+use reqwest::{Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
 use super::backoff::{Backoff, retry_after};
@@ -28,6 +29,7 @@ use super::login::Login;
 const CONNECT: Duration = Duration::from_secs(15);
 /// A connection on which nothing comes for so long is broken.
 const SILENCE: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 10;
 const LOGIN: Duration = Duration::from_mins(1);
 const USER_AGENT: &str = concat!("casita/", env!("CARGO_PKG_VERSION"));
 
@@ -69,6 +71,7 @@ impl Registry {
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
             .danger_accept_invalid_certs(insecure)
+            .redirect(redirects(insecure))
             .build()
             .map_err(PullError::Client)?;
         let plain = (insecure || is_loopback(&api_host)) && lacks_tls(&http, &api_host).await;
@@ -305,6 +308,24 @@ impl Registry {
     }
 }
 
+/// Credentials never go along to another host, which is the client's own rule. Whoever was asked
+/// by TLS does not send us to where anybody on the way could answer.
+fn redirects(insecure: bool) -> Policy {
+    Policy::custom(move |attempt| {
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("too many redirects")
+        } else if !insecure && leaves_tls(attempt.previous(), attempt.url()) {
+            attempt.error("a redirect from https to plain http, which only --insecure follows")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+fn leaves_tls(before: &[Url], next: &Url) -> bool {
+    next.scheme() != "https" && before.iter().any(|url| url.scheme() == "https")
+}
+
 fn is_loopback(host_and_port: &str) -> bool {
     let host = match host_and_port.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => host,
@@ -346,6 +367,17 @@ fn is_about_certificates(error: &reqwest::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_redirect_leaves_tls() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let (safe, plain) = (url("https://a/b"), url("http://a/b"));
+        assert!(leaves_tls(std::slice::from_ref(&safe), &plain));
+        assert!(leaves_tls(&[safe.clone(), url("https://c/")], &plain));
+        assert!(!leaves_tls(std::slice::from_ref(&safe), &url("https://c/")));
+        // Who began without it has it no worse.
+        assert!(!leaves_tls(std::slice::from_ref(&plain), &plain));
+    }
 
     #[test]
     fn loopback_is_known_in_all_its_forms() {

@@ -83,7 +83,12 @@ impl DataWriter {
     pub fn hole(&mut self, len: u64) -> Result<(), ErofsError> {
         if len < MIN_HOLE {
             self.buffer.resize(self.buffer.len() + len as usize, 0);
-            return Ok(());
+            // Files of nothing but short holes come without any data.
+            return if self.buffer.len() >= BUFFER {
+                self.flush()
+            } else {
+                Ok(())
+            };
         }
         self.flush()?;
         self.at += len;
@@ -149,5 +154,24 @@ impl DataWriter {
         self.at += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_holes_do_not_gather_in_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = DataWriter::new(file, 1 << 30);
+        for _ in 0..1000 {
+            writer.begin(MIN_HOLE - 1).unwrap();
+            writer.hole(MIN_HOLE - 1).unwrap();
+            writer.end().unwrap();
+            assert!(writer.buffer.capacity() <= 2 * BUFFER);
+        }
+        let (_, size) = writer.finish().unwrap();
+        assert_eq!(size, BLOCK as u64 + 1000 * MIN_HOLE);
     }
 }

@@ -21,6 +21,9 @@ pub const ROOT: InodeId = InodeId(0);
 /// memory.
 const MAX_TEXT: u64 = 256 << 20;
 
+/// What an attribute takes in memory beside its bytes.
+const XATTR_COST: usize = 32;
+
 /// Links may lead through thousands of directories, for every entry: together they take no more
 /// steps than this.
 const MAX_STEPS: u64 = 100_000_000;
@@ -237,7 +240,7 @@ impl Tree {
         let xattrs: usize = meta
             .xattrs
             .iter()
-            .map(|it| it.name.len() + it.value.len())
+            .map(|it| XATTR_COST + it.name.len() + it.value.len())
             .sum();
         let link = match &content {
             Content::Symlink(target) => target.len(),

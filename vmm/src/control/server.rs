@@ -277,7 +277,10 @@ fn serve(stream: UnixStream, places: &Arc<Places>, target: &Arc<dyn ControlTarge
 
 /// A client that is gone, or does not read, misses the answer.
 fn reply(stream: &UnixStream, reply: &Reply) {
-    let _ = frame::send(stream, reply, &[]);
+    if let Err(error @ frame::FrameError::TooLong(_)) = frame::send(stream, reply, &[]) {
+        let message = format!("the VM's answer does not fit: {error}");
+        let _ = frame::send(stream, &Reply::Error { message }, &[]);
+    }
 }
 
 fn refuse(stream: &UnixStream, message: impl Into<String>) {

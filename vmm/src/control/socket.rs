@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::process::geteuid;
 
 /// The socket's name in its folder.
 pub const NAME: &str = "control.sock";
@@ -20,7 +21,15 @@ fn short_path(dir: &OwnedFd) -> PathBuf {
 
 fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(open(dir, flags, Mode::empty())?)
+    let opened = open(dir, flags, Mode::empty())?;
+    // Where XDG_RUNTIME_DIR leads to a place that others write to, the folder may be theirs.
+    let found = fstat(&opened)?;
+    let user = geteuid();
+    if (found.st_uid != user.as_raw() && !user.is_root()) || found.st_mode & 0o022 != 0 {
+        let problem = "its folder belongs to another user, or others may write to it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
+    Ok(opened)
 }
 
 /// Listens in `dir`. A socket that is there is replaced: whoever calls this owns the VM.
@@ -41,4 +50,20 @@ pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
 pub(super) fn connect(dir: &Path) -> io::Result<UnixStream> {
     let dir = open_dir(dir)?;
     UnixStream::connect(short_path(&dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _listener = listen(dir.path()).unwrap();
+        connect(dir.path()).unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        for refused in [listen(dir.path()).err(), connect(dir.path()).err()] {
+            assert_eq!(refused.unwrap().kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
 }

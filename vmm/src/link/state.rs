@@ -1,20 +1,28 @@
 //! What the link's threads share: who is connected, who waits for what.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use casita_agent::wire::{
     AgentMessage, Exit, HostMessage, Key, MAX_LISTED, ProcessInfo, encode_frame,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::io::write;
+use rustix::io::{Errno, write};
+use rustix::net::{SendFlags, send};
 
-use super::worker::MAX_UNKNOWN;
+use super::worker::{MAX_UNKNOWN, SEND_TIMEOUT};
 use super::{LinkError, LinkEvent};
+
+/// The longest line that an agent has to say why a process can't be started, in bytes.
+const MAX_MESSAGE: usize = 4 << 10;
+/// The longest command in a list of processes, in bytes.
+const MAX_COMMAND: usize = 256;
 
 /// How far the link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +182,7 @@ impl Shared {
         let frame = encode_frame(message).map_err(LinkError::Message)?;
         let control = self.lock().control.clone().ok_or(LinkError::Gone)?;
         let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = (&*control).write_all(&frame);
+        let sent = write_in_time(&control, &frame);
         drop(sending);
         sent.map_err(|error| {
             log::debug!("the guest's agent does not take messages: {error}");
@@ -192,14 +200,18 @@ impl Shared {
             AgentMessage::Failed {
                 id,
                 status,
-                message,
-            } => self.answer(id, Part::Failed(status, message)),
+                mut message,
+            } => {
+                message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+                self.answer(id, Part::Failed(status, message));
+            }
             AgentMessage::Exited { id, exit } => self.exited(id, exit),
             AgentMessage::Processes {
                 request,
                 mut processes,
             } => {
                 processes.truncate(MAX_LISTED);
+                processes.iter_mut().for_each(tidy);
                 if let Some(asker) = self.lock().lists.remove(&request) {
                     // It may have given up.
                     let _ = asker.try_send(processes);
@@ -290,4 +302,41 @@ impl Shared {
         self.changed.notify_all();
         (self.on_event)(LinkEvent::Gone);
     }
+}
+
+/// Makes what an agent may say of a process of what it has said.
+fn tidy(process: &mut ProcessInfo) {
+    process.command.retain(|c| !c.is_control());
+    let end = process.command.floor_char_boundary(MAX_COMMAND);
+    process.command.truncate(end);
+    if !process.state.is_ascii_graphic() {
+        process.state = b'?';
+    }
+}
+
+/// Writes all of `bytes`. A guest that takes them bit by bit has no more time than one that takes
+/// nothing: others wait for their turn meanwhile.
+fn write_in_time(stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+    let deadline = Instant::now() + SEND_TIMEOUT;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match send(stream, rest, FLAGS) {
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                let left = Timespec::try_from(left).map_err(io::Error::other)?;
+                match poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&left)) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

@@ -451,3 +451,65 @@ fn the_last_owner_closes_the_connection() {
     assert!(is_closed(&mut guest.control));
     assert_eq!(events.recv_timeout(LONG), Ok(LinkEvent::Gone));
 }
+
+#[test]
+fn an_agent_that_reads_bit_by_bit_is_gone() {
+    let (link, mut guest, _events) = connected();
+    let (stop, stopped) = channel::<()>();
+    let reader = thread::spawn(move || {
+        let mut some = [0; 16 << 10];
+        // Much slower than all of it would have to go, and never still for long.
+        while stopped.recv_timeout(Duration::from_millis(20)).is_err() {
+            if matches!(guest.control.read(&mut some), Ok(0) | Err(_)) {
+                return;
+            }
+        }
+    });
+    let process = ProcessSpec {
+        env: vec![vec![b'x'; MAX_FRAME - 1000]],
+        ..command()
+    };
+    let started = link.start(process, Streams::default());
+    assert!(matches!(started, Err(StartError::Gone)), "{started:?}");
+    let _ = stop.send(());
+    reader.join().unwrap();
+}
+
+#[test]
+fn what_an_agent_says_is_made_fit_for_people() {
+    let (link, mut guest, _events) = connected();
+    let lister = link.clone();
+    let listing = thread::spawn(move || lister.processes(LONG));
+    let HostMessage::List { request } = guest.hear() else {
+        panic!("not a list");
+    };
+    let process = ProcessInfo {
+        pid: 1,
+        parent: 0,
+        uid: 0,
+        state: 0x1b,
+        cpu_ms: 0,
+        rss_kib: 0,
+        command: format!("\x1b[2J{}", "\u{e9}".repeat(1000)),
+    };
+    guest.say(&AgentMessage::Processes {
+        request,
+        processes: vec![process],
+    });
+    let listed = listing.join().unwrap().unwrap();
+    assert_eq!(listed[0].state, b'?');
+    assert!(listed[0].command.starts_with("[2J"));
+    assert!(listed[0].command.len() <= 256);
+
+    let starting = start(&link, Streams::default());
+    let id = guest.hear_start().id;
+    guest.say(&AgentMessage::Failed {
+        id,
+        status: 126,
+        message: "x".repeat(1 << 17),
+    });
+    match starting.join().unwrap() {
+        Err(StartError::Refused { message, .. }) => assert_eq!(message.len(), 4096),
+        other => panic!("{other:?}"),
+    }
+}

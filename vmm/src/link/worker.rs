@@ -16,7 +16,7 @@ use super::state::{Phase, Shared};
 /// How long a connection has to say what it is.
 const HELLO_TIMEOUT: Duration = patience(10);
 /// How long the agent has to take a frame. Its loop never waits for anything else than for us.
-const SEND_TIMEOUT: Duration = patience(20);
+pub(super) const SEND_TIMEOUT: Duration = patience(20);
 /// Connections that have not said who they are. A guest that opens more loses the oldest.
 pub(super) const MAX_UNKNOWN: usize = 256;
 /// Bytes that are read at once.
@@ -175,8 +175,6 @@ impl Worker {
             log::debug!("a connection to the agent's port was refused: it is not the agent's");
             return;
         }
-        // A Unix socket does not refuse this.
-        let _ = stream.set_write_timeout(Some(SEND_TIMEOUT));
         let stream = Arc::new(stream);
         self.shared.connected(Arc::clone(&stream));
         self.control = Some(Control {

@@ -1,6 +1,6 @@
 //! What a running machine can be told to do. All of it goes through one channel to its one owner.
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use thiserror::Error;
 
@@ -60,11 +60,20 @@ impl EventSender {
     /// # Errors
     /// If it ends before.
     pub fn command(&self, command: Command) -> Result<Answer, Ended> {
+        self.begin(command)?.recv().map_err(|_| Ended)
+    }
+
+    /// Tells the machine to do something; what it is told first is done first. Nothing comes where
+    /// the answer would if the machine ends before.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn begin(&self, command: Command) -> Result<Receiver<Answer>, Ended> {
         let (reply, answer) = channel();
         // Unlike events, a command waits for its turn: no guest can make it go unheard.
         self.0
             .send(Event::Command(command, Reply(reply)))
             .map_err(|_| Ended)?;
-        answer.recv().map_err(|_| Ended)
+        Ok(answer)
     }
 }

@@ -1,6 +1,7 @@
 //! What a running VM is to those who want something of it: signals, the control socket, the clock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::console::RawTerminal;
 use crate::control::protocol::{ProcessRequest, Streams, VmStats};
 use crate::control::{ControlTarget, ExecProcess, Refusal, StartedProcess};
 use crate::link::{AgentLink, ExitWaiter, StartError};
-use crate::machine::{Answer, Command, Event, EventSender};
+use crate::machine::{Answer, Command, Ended, Event, EventSender};
 use crate::process_config::{Signal, overlay_env};
 use crate::session::{ProcessStreams, Target};
 use crate::vms::{Status, Teller};
@@ -51,6 +52,8 @@ pub(super) struct Hub {
     /// The end of the agent's connection is what is expected next.
     ending: Arc<AtomicBool>,
     paused: AtomicBool,
+    /// Held while that changes.
+    turning: Mutex<()>,
     timed_out: AtomicBool,
     /// The user's terminal while it is raw.
     terminal: Mutex<Option<RawTerminal>>,
@@ -85,6 +88,7 @@ impl Hub {
             }),
             changed: Condvar::new(),
             paused: AtomicBool::new(false),
+            turning: Mutex::new(()),
             timed_out: AtomicBool::new(false),
             terminal: Mutex::new(None),
         })
@@ -214,11 +218,21 @@ impl Hub {
     }
 
     fn resume_if_paused(&self) {
-        if self.paused.swap(false, Ordering::AcqRel) {
-            // An error says that it has ended.
-            let _ = self.events.command(Command::Resume);
+        // An error says that it has ended.
+        if let Some(Ok(answer)) = self.turn(false, Command::Resume) {
+            let _ = answer.recv();
             self.tell_paused();
         }
+    }
+
+    /// Begins to pause or to resume; None if it is so already. The machine hears what two clients
+    /// want in the order in which it is noted here, whoever is answered first.
+    fn turn(&self, paused: bool, command: Command) -> Option<Result<Receiver<Answer>, Ended>> {
+        let _turn = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.paused.swap(paused, Ordering::AcqRel) == paused {
+            return None;
+        }
+        Some(self.events.begin(command))
     }
 
     /// Tells whether it is paused now, whoever has changed that last.
@@ -345,23 +359,24 @@ impl ControlTarget for Hub {
     }
 
     fn pause(&self) -> Result<(), Refusal> {
-        if self.paused.swap(true, Ordering::AcqRel) {
+        let Some(answer) = self.turn(true, Command::Pause) else {
             return Err(Refusal::new("the VM is paused already"));
-        }
-        let paused = self.events.command(Command::Pause);
-        if let Err(ended) = paused {
-            self.paused.store(false, Ordering::Release);
-            return Err(Refusal::new(ended.to_string()));
+        };
+        let answer = answer.map_err(|ended| Refusal::new(ended.to_string()))?;
+        if answer.recv().is_err() {
+            return Err(Refusal::new(
+                "the VM was resumed before it stood, or has ended",
+            ));
         }
         self.tell_paused();
         Ok(())
     }
 
     fn resume(&self) -> Result<(), Refusal> {
-        if !self.paused.swap(false, Ordering::AcqRel) {
+        let Some(answer) = self.turn(false, Command::Resume) else {
             return Err(Refusal::new("the VM is not paused"));
-        }
-        let resumed = self.events.command(Command::Resume);
+        };
+        let resumed = answer.and_then(|answer| answer.recv().map_err(|_| Ended));
         self.tell_paused();
         resumed
             .map(drop)
@@ -422,5 +437,54 @@ impl ExecProcess for Exec {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         exit.and_then(|exit| exit.wait().ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::events;
+
+    #[test]
+    fn a_machine_hears_of_pauses_in_the_order_in_which_they_are_noted() {
+        let (sender, receiver) = events();
+        let hub = Hub::new(
+            sender,
+            None,
+            &MachineConfig::default(),
+            Arc::default(),
+            None,
+        );
+        let machine = std::thread::spawn(move || {
+            let (mut paused, mut waiting) = (false, None);
+            while let Ok(Event::Command(command, reply)) = receiver.recv() {
+                match command {
+                    Command::Kill => return paused,
+                    // Answered late, as vCPUs stop when they come to it, or never.
+                    Command::Pause => (paused, waiting) = (true, Some(reply)),
+                    _ => {
+                        (paused, waiting) = (false, None);
+                        reply.answer(Answer::Done);
+                    }
+                }
+            }
+            drop(waiting);
+            paused
+        });
+        for _ in 0..200 {
+            std::thread::scope(|scope| {
+                // It is answered when somebody resumes, whoever comes first.
+                scope.spawn(|| assert!(hub.pause().is_err()));
+                while hub.resume().is_err() {
+                    std::thread::yield_now();
+                }
+            });
+            assert!(!hub.paused.load(Ordering::Acquire));
+        }
+        let _ = hub.events.command(Command::Kill);
+        assert!(
+            !machine.join().unwrap(),
+            "the machine stands, and is noted to run"
+        );
     }
 }

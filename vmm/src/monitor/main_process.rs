@@ -91,6 +91,9 @@ impl MainProcess {
     pub(super) fn run(self) -> Told {
         let (hub, link) = (self.hub.clone(), self.link.clone());
         let told = self.start_and_wait();
+        // From here on nobody reads what is typed, however long the guest takes to end: the keys
+        // that make signals have to work.
+        hub.restore_terminal();
         hub.finished();
         let status = match &told {
             Told::Exited(exit) => exit.status(),

@@ -87,6 +87,7 @@ impl Store {
         if self.get(name)?.is_some() {
             return Err(VolumeError::Exists(name.to_owned()));
         }
+        self.sweep();
         let half = Half::make(self.folder.join(format!("{HALF}{name}")))?;
         let meta = Meta {
             kind,
@@ -186,6 +187,21 @@ impl Store {
         half.clear()?;
         fs::rename(&volume.folder, &half.0).map_err(VolumeError::io("remove", &volume.folder))?;
         half.clear()
+    }
+
+    /// Removes what killed processes left half made or half removed. The store is locked, so
+    /// nobody is at it.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(HALF.as_bytes()) {
+                // What can't be removed is for the next one.
+                drop(Half(entry.path()));
+            }
+        }
     }
 
     /// Only one process at a time makes or removes volumes.

@@ -76,8 +76,10 @@ fn a_failed_creation_leaves_nothing() {
     assert_eq!(names(&store), [""; 0]);
     // What a killed process left is no hindrance.
     fs::create_dir_all(store.folder.join(".half-a/data")).unwrap();
+    fs::create_dir_all(store.folder.join(".half-other/data")).unwrap();
     store.create("a", VolumeKind::Shared).unwrap();
     assert!(!store.folder.join(".half-a").exists());
+    assert!(!store.folder.join(".half-other").exists());
 }
 
 #[test]
