@@ -147,7 +147,12 @@ fn pause() -> Result<()> {
     // One that is paused can be ended.
     vm.casita("pause", &[]).finish()?.expect(0)?;
     vm.casita("kill", &[]).finish()?.expect(0)?;
-    vm.ends_with(137)
+    vm.ends_with(137)?;
+    let vm = Vm::start(&place, &[], &format!("trap 'exit 7' TERM; {WAITS}"))?;
+    vm.says("ready")?;
+    vm.casita("pause", &[]).finish()?.expect(0)?;
+    vm.casita("stop", &[]).finish()?.expect(0)?;
+    vm.ends_with(7)
 }
 
 fn stop_asks() -> Result<()> {
@@ -189,7 +194,20 @@ fn kill() -> Result<()> {
     vm.casita("kill", &["-s", "TERM"]).finish()?.expect(0)?;
     vm.ends_with(143)?;
     let again = vm.casita("kill", &[]).finish()?.expect(125)?;
-    one_line(&again, &["not run"])
+    one_line(&again, &["not run"])?;
+    // Without a signal nobody is asked, and what was written stays.
+    for options in [&[][..], &["-s", "KILL"]] {
+        let script = "trap 'echo heard; exit 9' TERM HUP INT; echo kept > /file";
+        let vm = Vm::start(&place, &[], &format!("{script}; {WAITS}"))?;
+        vm.says("ready")?;
+        vm.casita("kill", options).finish()?.expect(0)?;
+        vm.ends_with(137)?;
+        let logs = vm.casita("logs", &[]).finish()?.expect(0)?;
+        ensure!(logs.text() == "ready\n", "it was asked\n{logs}");
+        vm.casita("start", &[]).finish()?.expect(0)?;
+        ensure!(vm.asks("cat /file")? == "kept\n", "the file is lost");
+    }
+    Ok(())
 }
 
 fn restart() -> Result<()> {

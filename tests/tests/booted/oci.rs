@@ -146,7 +146,7 @@ owned 640 1234 4321 1
 kept 5 1000000000
 3145731
 end
-../../../../outside
+../hard/../hard/one
 /etc/passwd
 1
 ";

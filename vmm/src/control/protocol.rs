@@ -26,7 +26,8 @@ pub enum Request {
         /// Which streams the client wants; they come in the order of their numbers.
         streams: Streams,
     },
-    /// Send a signal to the VM's main process; on an `exec` connection, to that process.
+    /// Send a signal to the VM's main process; on an `exec` connection, to that process. SIGKILL
+    /// for the main process ends the VM, and is replied to when that has happened.
     Signal {
         /// Its number, 1 to 64.
         signal: u8,

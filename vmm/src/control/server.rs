@@ -68,10 +68,11 @@ pub trait ControlTarget: Send + Sync + 'static {
     /// # Errors
     /// If it can't be started.
     fn exec(&self, process: ProcessRequest, streams: Streams) -> Result<StartedProcess, Refusal>;
-    /// Sends a signal to the main process.
+    /// Sends a signal to the main process. SIGKILL ends the VM, even if there is no process to take
+    /// it, and returns when it has ended.
     ///
     /// # Errors
-    /// If there is none to take it.
+    /// If there is none to take it, or the VM goes on.
     fn signal(&self, signal: u8) -> Result<(), Refusal>;
     /// Asks the main process to end, and ends the VM after `timeout` if that has no effect.
     /// Returns when the VM has ended.
@@ -135,7 +136,14 @@ impl ControlServer {
     /// Takes no more clients, and gives those that are served `patience` to take their last reply.
     pub fn finish(mut self, patience: Duration) {
         self.stop_accepting();
-        self.places.wait_for_none(patience);
+        // What is not told in time is told by the connection's end.
+        let _ = self.places.wait_for_none(patience);
+    }
+
+    /// Waits until nobody is served; tells whether that is so.
+    #[cfg(test)]
+    pub(super) fn wait_idle(&self, patience: Duration) -> bool {
+        self.places.wait_for_none(patience)
     }
 
     fn stop_accepting(&mut self) {
@@ -194,10 +202,11 @@ impl Places {
         })
     }
 
-    fn wait_for_none(&self, patience: Duration) {
+    /// Tells whether there are none.
+    fn wait_for_none(&self, patience: Duration) -> bool {
         let busy = |taken: &mut [usize; 2]| taken.iter().any(|count| *count > 0);
-        // What is not told in time is told by the connection's end.
-        let _ = self.left.wait_timeout_while(self.lock(), patience, busy);
+        let waited = self.left.wait_timeout_while(self.lock(), patience, busy);
+        waited.is_ok_and(|(_, time)| !time.timed_out())
     }
 }
 

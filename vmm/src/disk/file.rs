@@ -51,6 +51,12 @@ pub(super) fn lock_shared(file: &File, path: &Path) -> Result<(), DiskError> {
     lock_as(file, path, FlockOperation::NonBlockingLockShared)
 }
 
+/// Gives the lock up at once. Closing the file would do so only when a process that is just being
+/// started has no copy of the descriptor any more.
+pub(super) fn unlock(file: &File) {
+    let _ = rustix::fs::flock(file.as_fd(), FlockOperation::Unlock);
+}
+
 fn lock_as(file: &File, path: &Path, operation: FlockOperation) -> Result<(), DiskError> {
     match rustix::fs::flock(file.as_fd(), operation) {
         Ok(()) => Ok(()),

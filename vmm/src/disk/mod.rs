@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::dirs::Dirs;
 use crate::staging::is_at;
-use file::{all_zero, lock, lock_shared};
+use file::{all_zero, lock, lock_shared, unlock};
 use template::{Kind, Template};
 
 pub use error::DiskError;
@@ -112,18 +112,36 @@ pub fn open(spec: &DiskSpec, expect: Expect, dirs: &Dirs) -> Result<Disk, DiskEr
 /// can be read without its journal.
 pub fn open_read_only(path: &Path) -> Result<Disk, DiskError> {
     let io = |error| DiskError::io("read", path, error);
-    let missing = || DiskError::Missing(path.to_owned());
     let file = open_regular(path, false, OFlags::NOFOLLOW)
         .map_err(|error| DiskError::io("open", path, error))?
-        .ok_or_else(missing)?;
+        .ok_or_else(|| DiskError::Missing(path.to_owned()))?;
     refuse_special(path, file.metadata().map_err(io)?.file_type())?;
     lock_shared(&file, path)?;
-    if !is_at(&file, path).map_err(io)? {
-        return Err(missing());
+    match examine_read_only(&file, path) {
+        Ok(len) => Ok(Disk {
+            file,
+            path: path.to_owned(),
+            len,
+            fresh: false,
+            created: false,
+            kept: true,
+        }),
+        Err(error) => {
+            unlock(&file);
+            Err(error)
+        }
+    }
+}
+
+/// The length of a disk that is locked and can be read.
+fn examine_read_only(file: &File, path: &Path) -> Result<u64, DiskError> {
+    let io = |error| DiskError::io("read", path, error);
+    if !is_at(file, path).map_err(io)? {
+        return Err(DiskError::Missing(path.to_owned()));
     }
     let len = file.metadata().map_err(io)?.len();
     check_len(path, len, None)?;
-    match content(&file, len).map_err(io)? {
+    match content(file, len).map_err(io)? {
         Content::Ext4(superblock) if superblock.len > len => Err(DiskError::Truncated {
             path: path.to_owned(),
             len,
@@ -132,14 +150,7 @@ pub fn open_read_only(path: &Path) -> Result<Disk, DiskError> {
         Content::Ext4(superblock) if superblock.needs_recovery => {
             Err(DiskError::NeedsRecovery(path.to_owned()))
         }
-        Content::Ext4(superblock) if !superblock.journal_device => Ok(Disk {
-            file,
-            path: path.to_owned(),
-            len,
-            fresh: false,
-            created: false,
-            kept: true,
-        }),
+        Content::Ext4(superblock) if !superblock.journal_device => Ok(len),
         _ => Err(DiskError::Foreign(path.to_owned())),
     }
 }
@@ -206,11 +217,7 @@ fn open_or_create(
 
 /// `None` when there is no such file.
 fn open_existing(path: &Path, found: Found, dirs: &Dirs) -> Result<Option<Disk>, DiskError> {
-    let Found {
-        size,
-        expect,
-        flags,
-    } = found;
+    let flags = found.flags;
     let looked_at = if flags.contains(OFlags::NOFOLLOW) {
         path.symlink_metadata()
     } else {
@@ -230,14 +237,37 @@ fn open_existing(path: &Path, found: Found, dirs: &Dirs) -> Result<Option<Disk>,
     let io = |error| DiskError::io("read", path, error);
     refuse_special(path, file.metadata().map_err(io)?.file_type())?;
     lock(&file, path)?;
-    if !is_at(&file, path).map_err(io)? {
+    let disk = examine(&file, path, found, dirs);
+    if !matches!(disk, Ok(Some(_))) {
+        unlock(&file);
+    }
+    Ok(disk?.map(|(len, fresh)| Disk {
+        file,
+        path: path.to_owned(),
+        len,
+        fresh,
+        created: false,
+        kept: true,
+    }))
+}
+
+/// The length of a disk that is locked, and whether it was formatted just now. `None` when its
+/// file is not the one at `path` any more.
+fn examine(
+    file: &File,
+    path: &Path,
+    found: Found,
+    dirs: &Dirs,
+) -> Result<Option<(u64, bool)>, DiskError> {
+    let io = |error| DiskError::io("read", path, error);
+    if !is_at(file, path).map_err(io)? {
         return Ok(None);
     }
     // Only now: until it was locked, another machine could be making it.
     let len = file.metadata().map_err(io)?.len();
-    check_len(path, len, size)?;
-    let fresh = match content(&file, len).map_err(io)? {
-        _ if expect == Expect::Anything => false,
+    check_len(path, len, found.size)?;
+    let fresh = match content(file, len).map_err(io)? {
+        _ if found.expect == Expect::Anything => false,
         Content::Ext4(superblock) if superblock.len > len => {
             return Err(DiskError::Truncated {
                 path: path.to_owned(),
@@ -258,18 +288,11 @@ fn open_existing(path: &Path, found: Found, dirs: &Dirs) -> Result<Option<Disk>,
         }
         Content::Zero => {
             let template = template::get(len - len % SIZE_STEP, Kind::Kept, dirs)?;
-            fill(&file, &template, len, path).inspect_err(|_| zero_again(&file, len))?;
+            fill(file, &template, len, path).inspect_err(|_| zero_again(file, len))?;
             true
         }
     };
-    Ok(Some(Disk {
-        file,
-        path: path.to_owned(),
-        len,
-        fresh,
-        created: false,
-        kept: true,
-    }))
+    Ok(Some((len, fresh)))
 }
 
 fn check_len(path: &Path, len: u64, expected: Option<u64>) -> Result<(), DiskError> {

@@ -13,6 +13,8 @@ use crate::vms::{State, Status, Vm, VmsError};
 /// How long a monitor may take to end after it was told to, before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+const SIGKILL: u8 = 9;
+
 /// Why a VM was not ended.
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "each variant is the error it carries")]
@@ -46,10 +48,10 @@ pub fn stop(vm: &Vm, timeout: Duration) -> Result<(), EndError> {
     if !is_running(vm)? {
         return Ok(());
     }
-    end(vm, timeout)
+    end(vm, Some(timeout))
 }
 
-/// Ends the VM at once, and waits until it has ended.
+/// Ends the VM at once, by SIGKILL for its command, and waits until it has ended.
 ///
 /// # Errors
 /// If it does not run, or goes on.
@@ -57,7 +59,7 @@ pub fn kill(vm: &Vm) -> Result<(), EndError> {
     if !is_running(vm)? {
         return Err(EndError::NotRunning(vm.record().name.clone()));
     }
-    end(vm, Duration::ZERO)
+    end(vm, None)
 }
 
 /// Sends a signal to the VM's command.
@@ -77,7 +79,7 @@ pub fn signal(vm: &Vm, signal: u8) -> Result<(), EndError> {
 /// If it runs, can't be ended or can't be removed.
 pub fn remove(vm: &Vm, force: bool) -> Result<(), EndError> {
     if force && is_running(vm)? {
-        end(vm, Duration::ZERO)?;
+        end(vm, None)?;
     }
     match vm.try_own() {
         Ok(owned) => Ok(owned.remove()?),
@@ -116,7 +118,8 @@ fn is_ending(vm: &Vm) -> Result<bool, EndError> {
     Ok(vm.state()?.status.has_ended())
 }
 
-fn end(vm: &Vm, timeout: Duration) -> Result<(), EndError> {
+/// Asks the VM's command to end and gives it `timeout`; without one it is not asked.
+fn end(vm: &Vm, timeout: Option<Duration>) -> Result<(), EndError> {
     // Before anything else, so that no restart policy undoes what follows.
     match vm.ask_stop() {
         Err(VmsError::Removed(_)) => return Ok(()),
@@ -148,11 +151,14 @@ fn end(vm: &Vm, timeout: Duration) -> Result<(), EndError> {
 }
 
 /// Unlike the client's own, with a limit: the monitor may be past answering.
-fn ask(vm: &Vm, timeout: Duration) -> Result<Reply, ClientError> {
-    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    let patience = timeout.saturating_add(PATIENCE);
-    vm.control()?
-        .request(&Request::Stop { timeout_ms }, Some(patience))
+fn ask(vm: &Vm, timeout: Option<Duration>) -> Result<Reply, ClientError> {
+    let request = timeout.map_or(Request::Signal { signal: SIGKILL }, |timeout| {
+        Request::Stop {
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    });
+    let patience = timeout.unwrap_or_default().saturating_add(PATIENCE);
+    vm.control()?.request(&request, Some(patience))
 }
 
 /// Sends a signal to the VM's monitor, and to no other process that has got its number meanwhile.

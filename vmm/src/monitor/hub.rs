@@ -24,6 +24,8 @@ const PATIENCE_LIST: Duration = Duration::from_secs(5);
 /// How long a process that was killed may take to be gone, with its guest.
 const PATIENCE_KILLED: Duration = Duration::from_secs(3);
 
+const NOT_ENDED: &str = "the VM did not end";
+
 /// How far the main process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -184,10 +186,19 @@ impl Hub {
             if self.wait_ended(left) {
                 return true;
             }
-            let killed = self.to_main_process(Signal::KILL);
-            if killed.is_ok() && self.wait_ended(PATIENCE_KILLED) {
-                return true;
-            }
+        }
+        self.end_unasked()
+    }
+
+    /// Ends the VM without a word to its main process, which is killed in the guest: what has been
+    /// written is still brought to the disks, as it is when a container is killed. A guest that
+    /// does not end of that is ended from outside. Returns whether it has ended.
+    fn end_unasked(&self) -> bool {
+        let killed = self.to_main_process(Signal::KILL);
+        // Only now: what is paused does nothing more before it dies.
+        self.resume_if_paused();
+        if (killed.is_ok() || self.is_ending()) && self.wait_ended(PATIENCE_KILLED) {
+            return true;
         }
         // An error says that it has ended already.
         let _ = self.events.command(Command::Kill);
@@ -319,19 +330,10 @@ impl ControlTarget for Hub {
 
     fn signal(&self, signal: u8) -> Result<(), Refusal> {
         let signal: Signal = signal.to_string().parse().map_err(Refusal::new)?;
-        let sent = self.to_main_process(signal);
-        match sent {
-            // What no signal reaches can still be killed.
-            Err(_) if signal == Signal::KILL => {
-                let _ = self.events.command(Command::Kill);
-                Ok(())
-            }
-            sent => {
-                if signal == Signal::KILL {
-                    self.resume_if_paused();
-                }
-                sent
-            }
+        match signal {
+            Signal::KILL if self.end_unasked() => Ok(()),
+            Signal::KILL => Err(Refusal::new(NOT_ENDED)),
+            signal => self.to_main_process(signal),
         }
     }
 
@@ -339,7 +341,7 @@ impl ControlTarget for Hub {
         if self.end(timeout) {
             return Ok(());
         }
-        Err(Refusal::new("the VM did not end"))
+        Err(Refusal::new(NOT_ENDED))
     }
 
     fn pause(&self) -> Result<(), Refusal> {
