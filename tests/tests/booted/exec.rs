@@ -13,8 +13,6 @@ use rustix::process::Signal;
 pub fn tests(suite: &mut Suite) {
     suite.test("a_running_vm_takes_commands", commands);
     suite.test("many_commands_at_once_do_not_mix", many);
-    let setsid = || machine::lacks("setsid", "util-linux");
-    suite.test_if(setsid(), "a_command_has_a_terminal_of_its_own", terminal);
     suite.test("a_command_without_its_client_ends", dead_client);
     suite.test("the_vms_end_is_every_commands_end", end_of_vm);
     suite.test("a_vm_that_does_not_run_takes_no_commands", not_running);
@@ -76,13 +74,6 @@ fn commands() -> Result<()> {
         let words = ["exec", vm, "hostname"];
         place.casita(words).finish()?.expect(0)?.says(&["box\n"])?;
     }
-    // Signals to the client are the command's.
-    let script =
-        "trap 'echo got it; exit 8' TERM; echo ready; while :; do sleep 100000 & wait; done";
-    let running = vm.exec(&[], &["sh", "-c", script]).start()?;
-    running.wait_for("ready")?;
-    running.signal(Signal::TERM)?;
-    running.finish()?.expect(8)?.says(&["got it"])?;
     ensure!(vm.state()? == "running", "the VM did not stay");
     Ok(())
 }
@@ -114,24 +105,6 @@ fn many() -> Result<()> {
     })?;
     let left = vm.asks("ps | grep -c '[c]at'; true")?;
     ensure!(left == "0\n", "{left} of them are left");
-    Ok(())
-}
-
-fn terminal() -> Result<()> {
-    let place = Place::new()?;
-    let vm = Vm::start(&place, &[], SLEEPS)?;
-    let mut seat = Seat::start(vm.exec(&["-it"], &["sh", "-i"]), 30, 90)?;
-    seat.shows("# ")?;
-    seat.is_raw()?;
-    seat.types("stty size; tty\r")?;
-    seat.shows("30 90\r\n/dev/pts/")?;
-    seat.resize(31, 91)?;
-    // Only a size that has arrived ends the loop.
-    seat.types("until [ \"$(stty size)\" = '31 91' ]; do :; done; echo resi\"\"zed\r")?;
-    seat.shows("resized\r\n")?;
-    seat.types("exit 5\r")?;
-    seat.ends_with(5)?;
-    ensure!(vm.state()? == "running", "the VM did not stay");
     Ok(())
 }
 

@@ -154,10 +154,10 @@ fn last_words() -> Result<()> {
 }
 
 fn not_started() -> Result<()> {
-    for (command, code) in [
-        ("no-such-program", 127),
-        ("/etc/passwd", 126),
-        ("/etc", 126),
+    for (command, code, why) in [
+        ("no-such-program", 127, "not found in PATH"),
+        ("/etc/passwd", 126, "Permission denied"),
+        ("/etc", 126, ""),
     ] {
         let finished = Place::new()?
             .casita(["run", "--rm", "--", command])
@@ -166,8 +166,7 @@ fn not_started() -> Result<()> {
         let complaint = finished.complaint();
         ensure!(
             finished.stdout.is_empty()
-                && complaint.starts_with("casita: ")
-                && complaint.contains(command)
+                && complaint.starts_with(&format!("casita: exec \"{command}\": {why}"))
                 && complaint.lines().count() == 1,
             "one line about {command} was expected\n{finished}"
         );
