@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -18,6 +17,8 @@ const TO_COMMAND: &str = "exec to command";
 const TO_END: &str = "exec to the end of `true`";
 const EXITS: &str = "VM exits by KVM: ";
 const READY: &str = "bench-ready";
+const SHELL: [&str; 3] = ["/bin/sh", "-c", "echo bench-ready; exec sleep 1000"];
+const TRUE: &str = "/bin/true";
 
 /// casita's own account of a run.
 #[derive(Deserialize)]
@@ -36,21 +37,19 @@ struct Stage {
 struct Peer {
     disk: std::path::PathBuf,
     cmdline: String,
-    run_true: std::path::PathBuf,
-    run_shell: std::path::PathBuf,
 }
 
 impl Peer {
     fn qemu(
         &self,
         subjects: &Subjects,
-        initrd: &Path,
+        words: &[&str],
         exit_at_stage: bool,
     ) -> std::process::Command {
         Qemu {
             memory: "256M",
-            initrd: Some(initrd),
             cmdline: &self.cmdline,
+            words,
             root: &subjects.image,
             disk: &self.disk,
             disk_options: "",
@@ -64,11 +63,12 @@ impl Peer {
 /// Measures casita, QEMU and namespace containers in turns.
 pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     result.note(
-        "256 MiB, one vCPU, root image, disk, rng, serial port. 'init' is the agent's first write \
-         to its stage port: casita stamps it with CLOCK_MONOTONIC, and QEMU, with the same kernel, \
-         initrd, command line and image, has isa-debug-exit at that port and is stamped in exit(). \
-         The clock's start is right before posix_spawn.",
+        "256 MiB, one vCPU, root image, disk, rng, serial port. 'init' is the first write of PID 1 \
+         to a stage port, before it does anything else: casita stamps it with CLOCK_MONOTONIC, and \
+         QEMU has isa-debug-exit at that port and is stamped in exit(). The clock's start is right \
+         before posix_spawn.",
     );
+    result.note(peers::WHAT_RUNS);
     result.note(
         "An instruction counter as clock leaves out what a VM exit costs on hardware: see the \
          exits. It jumps while the lab waits for its file server, which some runs show: the median \
@@ -78,8 +78,6 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     let peer = Peer {
         disk: peers::make_disk(subjects, "boot.disk", "2G")?,
         cmdline: peers::casita_cmdline(subjects)?,
-        run_true: peers::agent_initrd(subjects, "true.initrd", &["true"])?,
-        run_shell: peers::agent_initrd(subjects, "shell.initrd", &shell())?,
     };
     // First, because it shows that both come as far as to a shell.
     let mut exits = PartResult::new("", result.fingerprint.clone());
@@ -91,7 +89,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
         one_casita(subjects, &mut round)?;
         one_qemu(subjects, &peer, &mut round)?;
         for kind in containers.installed() {
-            let mut command = containers.run(kind, &format!("bench-{run}"), &["/bin/true"])?;
+            let mut command = containers.run(kind, &format!("bench-{run}"), &[TRUE])?;
             round.add(TO_END, kind.name(), "ms", time_to_end(&mut command)?);
         }
         for row in round.rows.iter().filter(|_| counted) {
@@ -104,14 +102,10 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     Ok(())
 }
 
-fn shell() -> [&'static str; 3] {
-    ["sh", "-c", "echo bench-ready; exec sleep 1000"]
-}
-
 fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
     let path = subjects.work.join("stats.json");
     let mut command = peers::casita(subjects, "256M")?;
-    command.arg("--stats").arg(&path).args(["--", "true"]);
+    command.arg("--stats").arg(&path).args(["--", TRUE]);
     let running = Running::start(&mut command)?;
     let start = running.started_ns;
     let (end, success) = running.end()?;
@@ -142,10 +136,10 @@ fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
 
 fn one_qemu(subjects: &Subjects, peer: &Peer, round: &mut PartResult) -> Result<()> {
     let stamp = subjects.work.join("stamp");
-    let mut to_init = peer.qemu(subjects, &peer.run_true, true);
+    let mut to_init = peer.qemu(subjects, &[TRUE], true);
     let init = time_to_event(&mut to_init, &subjects.shim, StampAt::Exit, &stamp)?;
     round.add(TO_INIT, QEMU, "ms", init);
-    let mut to_end = peer.qemu(subjects, &peer.run_true, false);
+    let mut to_end = peer.qemu(subjects, &[TRUE], false);
     round.add(TO_END, QEMU, "ms", time_to_end(&mut to_end)?);
     Ok(())
 }
@@ -153,8 +147,8 @@ fn one_qemu(subjects: &Subjects, peer: &Peer, round: &mut PartResult) -> Result<
 /// Reads KVM's counters of one VM of each monitor, booted to an idle shell.
 fn count_exits(subjects: &Subjects, peer: &Peer, result: &mut PartResult) -> Result<()> {
     let mut casita = peers::casita(subjects, "256M")?;
-    casita.arg("--").args(shell());
-    let mut qemu = peer.qemu(subjects, &peer.run_shell, false);
+    casita.arg("--").args(SHELL);
+    let mut qemu = peer.qemu(subjects, &SHELL, false);
     for (who, command) in [(CASITA, &mut casita), (QEMU, &mut qemu)] {
         let mut running = Running::start(command)?;
         running.line_with(READY)?;

@@ -64,8 +64,8 @@ fn command(subjects: &Subjects, who: &str, disk: &Path) -> Result<Command> {
     }
     let qemu = Qemu {
         memory: "256M",
-        initrd: None,
         cmdline: &format!("root=/dev/vda ro {CMDLINE}"),
+        words: &[],
         root: &subjects.image,
         disk,
         disk_options: if who == QEMU_IO_URING {

@@ -68,12 +68,9 @@ pub struct Subjects {
     /// The root image of all VMs
     #[arg(long)]
     pub image: PathBuf,
-    /// Casita's agent, so that the peers' guests boot the same way
+    /// The initrd of the peers' guests, with guest-init.c
     #[arg(long)]
-    pub agent: PathBuf,
-    /// The agent's example `initrd`, which packs it
-    #[arg(long)]
-    pub initrd_tool: PathBuf,
+    pub initrd: PathBuf,
     /// The library that stamps events, from shim.c
     #[arg(long)]
     pub shim: PathBuf,
@@ -95,12 +92,13 @@ impl Subjects {
         if std::env::var_os("CASITA_LAB").is_none() {
             return Ok(self);
         }
-        let folder = PathBuf::from("/tmp/casita-bench-files");
+        let folder = PathBuf::from("/dev/shm/casita-bench-files");
         std::fs::create_dir_all(&folder)?;
         for path in [
             &mut self.casita,
             &mut self.kernel,
             &mut self.image,
+            &mut self.initrd,
             &mut self.shim,
         ] {
             let copy = folder.join(path.file_name().unwrap_or_default());

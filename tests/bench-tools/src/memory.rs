@@ -15,7 +15,7 @@ const VMS: usize = 4;
 /// Guest RAM of each, in KiB.
 const RAM_KIB: u64 = 128 * 1024;
 const READY: &str = "bench-ready";
-const SHELL: [&str; 3] = ["sh", "-c", "echo bench-ready; exec sleep 1000"];
+const SHELL: [&str; 3] = ["/bin/sh", "-c", "echo bench-ready; exec sleep 1000"];
 
 /// Private and shared memory of a process, in KiB.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +41,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
          guest RAM' leaves out the mappings that make up the guest's 128 MiB. A VM that is alone \
          shares its file pages with nobody, and so they count as private."
     ));
+    result.note(peers::WHAT_RUNS);
     let cmdline = peers::casita_cmdline(subjects)?;
-    let initrd = peers::agent_initrd(subjects, "idle.initrd", &SHELL)?;
     for who in [CASITA, QEMU] {
         let mut running = Vec::new();
         for vm in 0..VMS {
@@ -52,7 +52,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
                 command
             } else {
                 let disk = peers::make_disk(subjects, &format!("memory-{vm}.disk"), "2G")?;
-                qemu(subjects, &cmdline, &initrd, &disk)
+                qemu(subjects, &cmdline, &disk)
             };
             let mut started = Running::start(&mut command)?;
             started.line_with(READY)?;
@@ -72,16 +72,11 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     Ok(())
 }
 
-fn qemu(
-    subjects: &Subjects,
-    cmdline: &str,
-    initrd: &std::path::Path,
-    disk: &std::path::Path,
-) -> Command {
+fn qemu(subjects: &Subjects, cmdline: &str, disk: &std::path::Path) -> Command {
     Qemu {
         memory: "128M",
-        initrd: Some(initrd),
         cmdline,
+        words: &SHELL,
         root: &subjects.image,
         disk,
         disk_options: "",

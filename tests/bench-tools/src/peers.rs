@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::Subjects;
 
@@ -14,10 +14,22 @@ pub const CASITA: &str = "casita";
 /// The peer's.
 pub const QEMU: &str = "QEMU microvm";
 
+/// What is in the guests whose PID 1 is not the image's.
+pub const WHAT_RUNS: &str = "Casita runs as its users run it (`casita run --rm`): its agent in the \
+    guest, vsock, the command's streams through it, a record of the VM on the host. QEMU boots the \
+    same kernel with the same command line, root image and kind of disk, and an initrd of 3 KiB: \
+    tests/bench-tools/guest-init.c mounts the same file systems as the agent, joins image and disk \
+    with overlayfs, runs the command on the serial console, and powers off without writing the disk \
+    back, which `--rm` does not do either. So all that Casita does beyond that is in its figures.";
+
 /// `casita` with folders of its own, so that nothing is left of what is measured.
 fn program(subjects: &Subjects) -> Result<Command> {
     let mut command = Command::new(&subjects.casita);
-    for (variable, name) in [("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run")] {
+    for (variable, name) in [
+        ("XDG_DATA_HOME", "data"),
+        ("XDG_RUNTIME_DIR", "run"),
+        ("XDG_CACHE_HOME", "cache"),
+    ] {
         let folder = subjects.work.join(name);
         DirBuilder::new()
             .recursive(true)
@@ -89,10 +101,10 @@ impl Drop for StandingVm<'_> {
 pub struct Qemu<'a> {
     /// As QEMU writes it, such as `256M`.
     pub memory: &'a str,
-    /// The initrd, if any.
-    pub initrd: Option<&'a Path>,
     /// The guest kernel's command line.
     pub cmdline: &'a str,
+    /// What the benchmark's own init runs in the joined root; none for the image's own init.
+    pub words: &'a [&'a str],
     /// The root image, read-only.
     pub root: &'a Path,
     /// The writable disk.
@@ -101,7 +113,7 @@ pub struct Qemu<'a> {
     pub disk_options: &'a str,
     /// Whether the disk has an I/O thread of its own, as Casita's devices have.
     pub io_thread: bool,
-    /// Whether a write to the agent's stage port ends QEMU.
+    /// Whether init's first write to its stage port ends QEMU.
     pub exit_at_stage: bool,
 }
 
@@ -119,9 +131,14 @@ impl Qemu<'_> {
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-serial", "stdio", "-kernel"])
             .arg(&subjects.kernel)
-            .args(["-append", self.cmdline]);
-        if let Some(initrd) = self.initrd {
-            command.arg("-initrd").arg(initrd);
+            .arg("-append");
+        if self.words.is_empty() {
+            command.arg(self.cmdline);
+        } else {
+            command.arg(format!("{} -- {}", self.cmdline, quoted(self.words)));
+            command.arg("-initrd").arg(&subjects.initrd);
+            // A command that failed is no figure: see guest-init.c.
+            command.args(["-device", "isa-debug-exit,iobase=0x6c4,iosize=4"]);
         }
         command.arg("-drive").arg(format!(
             "file={},format=raw,if=none,id=root,readonly=on",
@@ -157,18 +174,10 @@ impl Qemu<'_> {
     }
 }
 
-/// An initrd with the agent, which joins image and disk and runs `words`, as `casita run` makes it.
-pub fn agent_initrd(subjects: &Subjects, name: &str, words: &[&str]) -> Result<PathBuf> {
-    let path = subjects.work.join(name);
-    let status = Command::new(&subjects.initrd_tool)
-        .arg(&subjects.agent)
-        .arg(&path)
-        .args(["erofs", "--disk", "--"])
-        .args(words)
-        .status()
-        .with_context(|| format!("{} is missing", subjects.initrd_tool.display()))?;
-    ensure!(status.success(), "the agent's initrd could not be packed");
-    Ok(path)
+/// `words` as the kernel's command line has them: in quotes, which the kernel takes away.
+fn quoted(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    quoted.join(" ")
 }
 
 /// A formatted disk of `size`, with the features that Casita's own have, as a sparse file.

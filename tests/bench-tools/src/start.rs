@@ -25,8 +25,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
         casita.args(["--skip-kvm-check", "--", "true"]);
         let mut qemu = Qemu {
             memory: "256M",
-            initrd: None,
             cmdline: "console=ttyS0",
+            words: &[],
             root: &subjects.image,
             disk: &disk,
             disk_options: "",
