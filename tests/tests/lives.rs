@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -15,6 +16,7 @@ use casita_tests::place::Place;
 use casita_tests::run::{Finished, Program, patience};
 use casita_tests::suite::Suite;
 use libtest_mimic::Arguments;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use serde_json::Value;
 
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         ),
         ("verbs_try_each_vm_and_say_which_failed", several),
         ("inspect_is_one_object_for_one_vm", inspect),
+        ("what_is_given_up_while_it_is_made_leaves_nothing", given_up),
         ("fifty_start_and_stop_at_the_same_time", fifty),
         ("fifty_want_one_name_and_one_gets_it", one_name),
         ("of_many_starts_of_a_vm_one_succeeds", one_start),
@@ -327,6 +330,51 @@ fn stop_of_always() -> Result<()> {
     lives.start("halts", &["--name", "b", "--restart", "always"])?;
     lives.ok(&["kill", "b"])?;
     ensure!(lives.inspect("b")?["state"] == "exited");
+    Ok(())
+}
+
+/// The image never gets packed, and the second signal does not wait for it.
+fn given_up() -> Result<()> {
+    let lives = Lives::new()?;
+    let place = &lives.0;
+    fs::create_dir_all(place.path("bin"))?;
+    fs::create_dir_all(place.path("tree"))?;
+    let mkfs = place.write(
+        "bin/mkfs.erofs",
+        "#!/bin/sh\necho $$ > packing\nread -r _ < fifo\n",
+    )?;
+    fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o700))?;
+    mkfifoat(CWD, place.path("fifo"), Mode::RWXU)?;
+    let path = format!("{}:{}", place.text("bin"), std::env::var("PATH")?);
+    for (options, second) in [
+        (&["--rm"][..], Signal::INT),
+        (&["--name", "kept"], Signal::HUP),
+    ] {
+        let machine = ["--skip-kvm-check", "--boot", "plain", "--memory", "16M"];
+        let files = ["--kernel", "halts", "--rootfs", "tree"];
+        let words = [&["run"], options, &machine, &files].concat();
+        let running = lives.casita(&words).env("PATH", &path).start()?;
+        until("the packing", || Ok(place.path("packing").exists()))?;
+        running.signal(Signal::TERM)?;
+        running.signal(second)?;
+        running.finish()?.expect(128 + second.as_raw())?;
+        // Before any other command that would clean up.
+        let listing = place.listing()?;
+        let left: Vec<_> = listing
+            .iter()
+            .filter(|name| name.contains("config.json") || name.contains("control.sock"))
+            .collect();
+        ensure!(left.is_empty(), "{left:?} were left");
+        lives.is_empty()?;
+        // Ends the packing.
+        drop(
+            fs::File::options()
+                .read(true)
+                .write(true)
+                .open(place.path("fifo"))?,
+        );
+        fs::remove_file(place.path("packing"))?;
+    }
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::process_config::{Period, Signal, Ulimit};
-use crate::volume::{TmpfsSpec, VolumeSpec};
+use crate::volume::{TmpfsSpec, VolumeSource, VolumeSpec};
 
 /// Guest memory when nothing else is said.
 pub const DEFAULT_MEMORY: MemorySize = MemorySize(256 << 20);
@@ -231,6 +231,28 @@ impl MachineConfig {
         })?;
         config.resolve_paths(path.parent().unwrap_or(Path::new("")));
         Ok(config)
+    }
+
+    /// One of its relative paths, if it has any.
+    pub(crate) fn relative_path(&self) -> Option<&Path> {
+        let disk = match &self.disk {
+            Some(DiskSpec::File { path, .. }) => Some(path),
+            _ => None,
+        };
+        let volumes = self
+            .volumes
+            .iter()
+            .filter_map(|volume| match &volume.source {
+                VolumeSource::Directory(path) => Some(path),
+                VolumeSource::Named { .. } => None,
+            });
+        [&self.kernel, &self.rootfs, &self.initrd, &self.vsock]
+            .into_iter()
+            .flatten()
+            .chain(disk)
+            .chain(volumes)
+            .map(PathBuf::as_path)
+            .find(|path| path.is_relative())
     }
 
     /// Makes relative paths relative to `base`.

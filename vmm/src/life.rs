@@ -19,7 +19,7 @@ use crate::cli::{CliError, EXIT_CASITA};
 use crate::config::{BootMode, MachineConfig};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
-use crate::monitor::{self, Attachment, Ended, MonitorError, VmRun};
+use crate::monitor::{self, Attachment, Ended, MonitorError, OnGivenUp, VmRun};
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::vms::{NewVm, OwnedVm, Registry, RestartPolicy, State, Status, VmsError, now};
@@ -185,6 +185,9 @@ fn run_once(
             tell(Ok(()));
         }
     };
+    // One that was made for this run; another one shows as dead.
+    let is_new = matches!(around.attachment, Attachment::Attached(_)) || vm.record().rm;
+    let on_given_up = is_new.then(|| Box::new(vm.remover()) as OnGivenUp);
     let ended = monitor::run(VmRun {
         config: &config,
         dirs: around.dirs,
@@ -195,6 +198,7 @@ fn run_once(
         console_log: console_log(vm)?,
         check_kvm: !vm.record().skip_kvm_check,
         on_started: Some(Box::new(started)),
+        on_given_up,
         stats: around.stats,
     });
     let untold = taken(&tell);

@@ -66,9 +66,15 @@ pub struct VmRun<'a> {
     pub check_kvm: bool,
     /// Told when the main process runs; for a plain boot, when the guest is about to.
     pub on_started: Option<OnStarted>,
+    /// Called before this process ends at once, as it was asked to twice while the machine was
+    /// being made.
+    pub on_given_up: Option<OnGivenUp>,
     /// Stages so far.
     pub stats: RunStats,
 }
+
+/// See [`VmRun::on_given_up`].
+pub type OnGivenUp = Box<dyn FnOnce() + Send>;
 
 /// Why a VM could not be run. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -102,7 +108,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let log = ConsoleLog::new(vm.console_log, log::max_level() >= Level::Info)
         .map_err(|error| MonitorError::Host("write the console's log", error))?;
     let (sender, receiver) = events();
-    let early = watch_early(vm.signals, &sender)?;
+    let early = watch_early(vm.signals, &sender, vm.on_given_up)?;
     let ending = Arc::new(AtomicBool::new(false));
     let machine = assemble(
         vm.config,
@@ -154,7 +160,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
 
 fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let (sender, receiver) = events();
-    let early = watch_early(vm.signals, &sender)?;
+    let early = watch_early(vm.signals, &sender, vm.on_given_up)?;
     let own = Console::detect();
     let (console, raw) = match vm.attachment {
         Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal(_))),
@@ -215,13 +221,20 @@ fn patience(outcome: &Result<Outcome, RunError>) -> Option<Duration> {
 
 /// While there is nobody to forward signals to, those that ask for the end end the machine as soon
 /// as there is one. That may take its time, when an image is packed first: the second does not
-/// wait for it. What is left of the VM then, the next command cleans up, as after any kill.
-fn watch_early(signals: &Signals, sender: &EventSender) -> Result<Watcher, MonitorError> {
+/// wait for it.
+fn watch_early(
+    signals: &Signals,
+    sender: &EventSender,
+    mut on_given_up: Option<OnGivenUp>,
+) -> Result<Watcher, MonitorError> {
     let sender = sender.clone();
     let mut asked = false;
     watch(signals, move |signal| {
         if signals::ENDING.contains(&signal) {
             if std::mem::replace(&mut asked, true) {
+                if let Some(clean_up) = on_given_up.take() {
+                    clean_up();
+                }
                 std::process::exit(128 + signal);
             }
             sender.send(Event::Signal(signal));

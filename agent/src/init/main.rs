@@ -21,6 +21,7 @@ mod heap;
 mod list;
 mod mounts;
 mod network;
+mod populate;
 mod process;
 mod report;
 mod root;

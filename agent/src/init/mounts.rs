@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 
 use crate::failure::{Doing, Failure};
+use crate::populate;
 use crate::root::mount_device;
 
 /// How many file systems are held in the initial RAM file system, at [`place`].
@@ -33,14 +34,25 @@ pub(crate) fn place(index: usize) -> String {
 pub(crate) fn mount_all(initramfs: &OwnedFd, mounts: &[GuestMount]) -> Result<(), Failure> {
     for wanted in mounts {
         let target = wanted.target();
-        make_directories(target)
+        let made = make_directories(target)
             .doing(|| format!("cannot make the mount point {:?}", lossy(target)))?;
+        let fills = matches!(
+            wanted,
+            GuestMount::Volume {
+                read_only: false,
+                ..
+            }
+        );
+        let image = (fills && !made).then(|| populate::mount_point(target));
         match wanted {
             GuestMount::Volume {
                 device, read_only, ..
             } => mount_volume(device, target, *read_only)?,
             GuestMount::Tmpfs { size, mode, .. } => mount_tmpfs(target, *size, *mode)?,
             GuestMount::Share { tag, read_only, .. } => mount_share(tag, target, *read_only)?,
+        }
+        if fills {
+            populate::fill(target, image.flatten().as_ref())?;
         }
         let written = match wanted {
             GuestMount::Volume { read_only, .. } | GuestMount::Share { read_only, .. } => {
@@ -114,19 +126,22 @@ fn mount_at(
     })
 }
 
-/// Makes what is missing of `path`. Symbolic links in it lead where they lead in the guest.
-fn make_directories(path: &[u8]) -> Result<(), Errno> {
+/// Makes what is missing of `path`; tells whether anything was. Symbolic links in it lead where
+/// they lead in the guest.
+fn make_directories(path: &[u8]) -> Result<bool, Errno> {
+    let mut made = false;
     let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
     for end in ends.map(|(end, _)| end).chain([path.len()]) {
         let ancestor = path.get(..end).unwrap_or_default();
         if !ancestor.is_empty() {
             match mkdir(ancestor, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => made = true,
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Mounts what is at `target` a second time, where no process of the guest's comes. Whatever

@@ -10,6 +10,7 @@ use casita_tests::suite::Suite;
 use super::{check_refusal, place};
 
 pub fn tests(suite: &mut Suite) {
+    suite.test("working_directory_is_gone", no_directory);
     suite.test_if(machine::lacks_mounts(), "no_dev_kvm", || {
         hidden_kvm("mount -t tmpfs none /dev", &["/dev/kvm"])
     });
@@ -43,6 +44,28 @@ pub fn tests(suite: &mut Suite) {
             Ok(())
         },
     );
+}
+
+/// Only what is relative to it needs it.
+fn no_directory() -> Result<()> {
+    let place = place()?;
+    let script = "mkdir gone && cd gone && rmdir ../gone && exec \"$@\"";
+    let program = |kernel: &str| {
+        place
+            .casita(["run", "--kernel", kernel, "--rootfs", "/no/such/image"])
+            .under(&["sh", "-c", script, "sh"])
+            .finish()
+    };
+    check_refusal(
+        &program("kernel")?,
+        &["kernel", "working directory", "cd to"],
+    )?;
+    let finished = program("/no/such/kernel")?;
+    ensure!(
+        !finished.complaint().contains("working directory"),
+        "{finished}"
+    );
+    Ok(())
 }
 
 /// Runs a plain boot in a mount namespace in which `mount` has hidden the host's /dev/kvm.

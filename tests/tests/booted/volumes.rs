@@ -13,6 +13,8 @@ use super::shell;
 
 pub fn tests(suite: &mut Suite) {
     suite.test("a_volume_keeps_its_data_from_vm_to_vm", kept);
+    suite.test("an_empty_volume_takes_over_what_the_image_has", filled);
+    suite.test("what_does_not_fit_into_a_volume_is_told", full);
     suite.test("a_volume_is_whole_after_a_kill_of_its_monitor", killed);
     suite.test("many_read_a_volume_and_nobody_writes_to_it_then", readers);
     suite.test("a_volume_that_is_written_to_is_in_use", writer);
@@ -92,6 +94,53 @@ fn kept() -> Result<()> {
         .finish()?
         .expect(0)?
         .says(&["last"])?;
+    Ok(())
+}
+
+fn filled() -> Result<()> {
+    let place = place()?;
+    // Owner, mode and content of a folder; where the image has none the volume is empty.
+    let options = ["-v", "v:/etc", "-v", "t:/tmp", "-v", "n:/none"];
+    let look = "stat -c '%a %u:%g' /etc /tmp /none; ls -A /tmp /none; grep -c root /etc/passwd
+        ls -Ad /etc/lost+found /etc/.casita* 2>/dev/null; rm /etc/passwd; echo own > /none/file";
+    let finished = shell(&place, &options, look).finish()?.expect(0)?;
+    let expected = "755 0:0\n1777 0:0\n755 0:0\n/none:\n\n/tmp:\n1\n";
+    ensure!(
+        finished.text() == expected,
+        "{expected}\nwas expected\n{finished}"
+    );
+    // Once only, and a folder elsewhere changes nothing.
+    let options = ["-v", "v:/etc", "-v", "n:/bin/more"];
+    let look = "ls /etc/passwd; cat /bin/more/file; ls -A /bin/more";
+    let finished = shell(&place, &options, look).finish()?.expect(0)?;
+    ensure!(finished.text() == "own\nfile\n", "{finished}");
+    // What was cut off begins anew: the mark tells.
+    let cut =
+        "cd /data; rm -rf ./*; mkdir -p half/deep; echo x > half/deep/file; touch .casita-filling";
+    shell(&place, &["-v", "v:/data"], cut).finish()?.expect(0)?;
+    let look = "ls -A /etc | grep -c -e half -e casita; ls /etc/passwd";
+    let finished = shell(&place, &["-v", "v:/etc"], look).finish()?.expect(0)?;
+    ensure!(finished.text() == "0\n/etc/passwd\n", "{finished}");
+    Ok(())
+}
+
+fn full() -> Result<()> {
+    let place = Place::new()?;
+    casita(&place, &["volume", "create", "--size", "16M", "small"])?;
+    fs::create_dir_all(place.path("tree/big"))?;
+    place.write("tree/big/first", "x")?;
+    place.write("tree/big/file", vec![1; 20 << 20])?;
+    let words = ["run", "--rootfs", "tree", "-v", "small:/big", "--", "/x"];
+    let finished = place.casita(words).finish()?.expect(125)?;
+    let complaint = finished.complaint();
+    for part in ["/big", "No space left", "larger volume"] {
+        ensure!(complaint.contains(part), "{part} was expected\n{finished}");
+    }
+    // Nothing of half a copy is taken for data.
+    let finished = shell(&place, &["-v", "small:/new"], "ls -A /new")
+        .finish()?
+        .expect(0)?;
+    ensure!(finished.text().is_empty(), "{finished}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use super::process_args::{ProcessArgs, complete_env};
 use super::{CliError, report_console};
 use crate::config::{
-    BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig, MemorySize, parse_cpus,
+    BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig, MemorySize, default_kernel, parse_cpus,
 };
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
@@ -193,8 +193,12 @@ impl RunArgs {
 impl RunArgs {
     /// The VM of `config`, with the image that it names, pulled if need be.
     fn new_vm(&self, mut config: MachineConfig, dirs: &Dirs) -> Result<NewVm, CliError> {
+        if config.kernel.is_none() {
+            // What it is started with again does not depend on what is the default then.
+            config.kernel = Some(default_kernel(dirs)?);
+        }
         // Its monitor may be started again from anywhere.
-        config.resolve_paths(&std::env::current_dir()?);
+        resolve(&mut config, &std::env::current_dir())?;
         let (config, image) = self.with_image(config, dirs)?;
         Ok(NewVm {
             name: config.name.clone(),
@@ -231,6 +235,24 @@ impl RunArgs {
         };
         Ok((config, Some(used)))
     }
+}
+
+/// Makes all paths of `config` absolute. Without a working directory, because it was removed, there
+/// may be no others.
+fn resolve(config: &mut MachineConfig, base: &std::io::Result<PathBuf>) -> Result<(), CliError> {
+    match (base, config.relative_path()) {
+        (Ok(base), _) => config.resolve_paths(base),
+        (Err(_), None) => {}
+        (Err(error), Some(path)) => {
+            return Err(format!(
+                "{path} is relative to the working directory, which can't be used: {error}; \
+                 give an absolute path, or cd to a directory that exists",
+                path = path.display()
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// A plain boot runs the image's own init: options for a command would have no effect.
@@ -320,7 +342,44 @@ fn log_summary(stats: &RunStats) {
 #[cfg(test)]
 mod tests {
     use super::super::{Cli, Command};
+    use super::*;
     use clap::Parser;
+
+    #[test]
+    fn without_a_working_directory_only_relative_paths_are_refused() {
+        let gone = || Err(std::io::Error::from_raw_os_error(libc::ENOENT));
+        let mut config = MachineConfig {
+            kernel: Some("/k".into()),
+            volumes: vec!["/d:/d".parse().unwrap(), "db:/db".parse().unwrap()],
+            disk: Some("1G".parse().unwrap()),
+            ..MachineConfig::default()
+        };
+        let before = config.clone();
+        resolve(&mut config, &gone()).unwrap();
+        assert_eq!(config, before);
+        for relative in [
+            MachineConfig {
+                rootfs: Some("here/tree".into()),
+                ..MachineConfig::default()
+            },
+            MachineConfig {
+                volumes: vec!["./here:/d".parse().unwrap()],
+                ..MachineConfig::default()
+            },
+            MachineConfig {
+                disk: Some("here.raw,size=1G".parse().unwrap()),
+                ..MachineConfig::default()
+            },
+        ] {
+            let error = resolve(&mut relative.clone(), &gone()).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains("here") && error.contains("working directory"),
+                "{error}"
+            );
+            assert!(error.contains("cd to"), "{error}");
+        }
+    }
 
     fn parsed(words: &str) -> (Option<String>, String) {
         let words = ["casita", "run"]

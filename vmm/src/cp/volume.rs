@@ -59,6 +59,7 @@ pub fn with_volume(
     let folder = Folder::make(around.dirs)?;
     let (sender, results) = mpsc::channel();
     let runtime_dir = folder.0.clone();
+    let given_up = folder.0.clone();
     let on_started = move |_| {
         let files = GuestFiles::of(&runtime_dir);
         let begin = move || {
@@ -83,6 +84,7 @@ pub fn with_volume(
         console_log: None,
         check_kvm: around.check_kvm,
         on_started: Some(Box::new(on_started)),
+        on_given_up: Some(Box::new(move || drop(std::fs::remove_dir_all(given_up)))),
         teller: None,
         stats: RunStats::default(),
     })

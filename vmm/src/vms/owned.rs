@@ -225,6 +225,20 @@ impl OwnedVm {
         Ok(())
     }
 
+    /// What removes it on a thread that is about to end this process, whatever the owner is doing.
+    pub fn remover(&self) -> impl FnOnce() + Send + 'static {
+        let (home, record) = (self.home().clone(), self.record.clone());
+        move || {
+            let moment = home.registry.moment();
+            let retired = moment.and_then(|moment| home.registry.retire(&record, &moment));
+            // What is left, the next command sweeps.
+            let _ = files::remove_tree(&home.runtime_dir());
+            if let Ok(old) = retired {
+                let _ = files::remove_tree(&old);
+            }
+        }
+    }
+
     /// Takes it out of sight; its files go when what is returned is dropped.
     pub(super) fn retire(self, moment: &Moment) -> Result<Retired, VmsError> {
         let old = self.home().registry.retire(&self.record, moment)?;
