@@ -329,6 +329,11 @@ fn trees() -> Result<()> {
     ensure!(fs::symlink_metadata(place.path("link"))?.is_symlink());
     casita(&place, &["cp", "-L", "vm:/new/soft", "followed"])?;
     ensure!(fs::read_to_string(place.path("followed"))? == "content\n");
+    // Into a directory it goes under the name that was given, not one that the guest chose.
+    fs::create_dir(place.path("into"))?;
+    casita(&place, &["cp", "-L", "vm:/new/soft", "into"])?;
+    ensure!(fs::read_to_string(place.path("into/soft"))? == "content\n");
+    ensure!(!place.path("into/file").exists());
     end(vm)?;
     Ok(())
 }

@@ -44,11 +44,13 @@ pub fn from_guest(
     let Some(target) = target else {
         return to_stdout(files, source, options);
     };
-    let (found, source) = files.look(source, options.follow)?;
+    let named = source;
+    let (found, source) = files.look(named, options.follow)?;
     if found == Found::Nothing {
         return Err(CpError::Missing(source));
     }
-    let put = rules::target(&source, found == Found::Directory, target, at_host(target)?)?;
+    // Under the name that was given: the guest says where its links lead, and no more.
+    let put = rules::target(named, found == Found::Directory, target, at_host(target)?)?;
     let path = PathBuf::from(&put.directory);
     let directory = File::open(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => RuleError::NoParent(put.directory.clone()).into(),
