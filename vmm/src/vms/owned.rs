@@ -232,9 +232,9 @@ impl OwnedVm {
             let moment = home.registry.moment();
             let retired = moment.and_then(|moment| home.registry.retire(&record, &moment));
             // What is left, the next command sweeps.
-            let _ = files::remove_tree(&home.runtime_dir());
+            let _ = staging::remove_tree(&home.runtime_dir());
             if let Ok(old) = retired {
-                let _ = files::remove_tree(&old);
+                let _ = staging::remove_tree(&old);
             }
         }
     }
