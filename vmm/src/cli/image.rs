@@ -379,7 +379,7 @@ mod tests {
                 tag,
                 "e3b0c44298fc",
                 "3 days ago",
-                "5.0MiB"
+                "5.0 MiB"
             ])
         );
     }
