@@ -45,8 +45,7 @@ pub fn tests(suite: &mut Suite) {
 
 /// Without progress, which may take a line when the registry is asked again and again.
 fn image_command(place: &Place, arguments: &[&str]) -> Program {
-    let quiet = [&["-q"], arguments].concat();
-    crate::image(place, &quiet)
+    place.casita([&["-q", "image"], arguments].concat())
 }
 
 fn fails(

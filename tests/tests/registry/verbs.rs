@@ -113,8 +113,13 @@ fn used() -> Result<()> {
     let (place, one, _) = filled()?;
     let vm = place.path("data/casita/vms/0123456789ab");
     fs::create_dir_all(&vm)?;
-    let record = serde_json::json!({ "image": { "reference": "app:one", "digest": one.digest() } });
+    let record = serde_json::json!({
+        "id": "0123456789ab", "name": "a", "created": 1, "config": {},
+        "image": { "reference": "app:one", "digest": one.digest() },
+        "rm": false, "restart": "no", "skip_kvm_check": false,
+    });
     fs::write(vm.join("config.json"), record.to_string())?;
+    fs::write(vm.join("lock"), "")?;
     image(&place, &["rm", "-f", &one.digest()])
         .finish()?
         .expect(0)?;
