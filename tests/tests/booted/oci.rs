@@ -106,7 +106,7 @@ const LOOK: &str = r"
     stat -c '%n %a %u %g %h' /tmp owned /hard/one /hard/two /bin/setuid
     stat -c '%n %F %t %T' /nodes/null /nodes/disk /nodes/pipe /type/folder
     stat -c '%n %s %Y' kept; stat -c '%s' holes; tail -c 3 holes; echo
-    readlink upwards absolute; ls | grep -c 'n\{255\}'
+    readlink upwards; readlink absolute; ls | grep -c 'n\{255\}'
 ";
 
 const SEEN: &str = "\
@@ -159,14 +159,9 @@ fn layers() -> Result<()> {
     let text = text.replace("/tmp 1777 0 0 1\n", "/tmp 1777 0 0 2\n");
     ensure!(text == SEEN, "{SEEN}\nwas expected\n{text}");
     // A program's own capability, for a user who has none.
-    let words = [
-        "--entrypoint",
-        "/bin/capable",
-        "layers",
-        "grep",
-        "CapEff",
-        "/proc/self/status",
-    ];
+    // Busybox goes by the name that it is started with.
+    let look = "ln -s /bin/capable /tmp/busybox && exec /tmp/busybox grep CapEff /proc/self/status";
+    let words = ["--entrypoint", "/bin/sh", "layers", "-c", look];
     let text = run(&place, &words)?;
     ensure!(text.contains("0000000000002000"), "{text}");
     Ok(())
@@ -185,7 +180,7 @@ fn debian() -> Result<()> {
     );
     // Its own tools find the system whole, and write to it.
     let script =
-        "dpkg --audit && test -x /usr/bin/vi.tiny && ps -p 1 >/dev/null && perl -e 'print 6*7'
+        "dpkg --audit && test -x /usr/bin/vim.tiny && ps -p 1 >/dev/null && perl -e 'print 6*7'
         test $(stat -c %a /usr/bin/passwd) = 4755 && useradd someone && su someone -c 'id -un'";
     let text = run(&place, &["debian", "sh", "-c", script])?;
     ensure!(text == "42someone\n", "{text:?}");
@@ -206,10 +201,7 @@ fn nginx() -> Result<()> {
     vm.casita("stop", &[]).finish()?.expect(0)?;
     vm.ends_with(0)?;
     let logs = vm.casita("logs", &[]).finish()?.expect(0)?;
-    ensure!(
-        logs.complaint().contains("/none\" failed") && logs.text().contains("/none HTTP/1.1\" 404"),
-        "{logs}"
-    );
+    ensure!(logs.text().contains("/none HTTP/1.1\" 404"), "{logs}");
     Ok(())
 }
 

@@ -110,8 +110,8 @@ fn filled() -> Result<()> {
         "{expected}\nwas expected\n{finished}"
     );
     // Once only, and a folder elsewhere changes nothing.
-    let options = ["-v", "v:/etc", "-v", "n:/bin/more"];
-    let look = "ls /etc/passwd; cat /bin/more/file; ls -A /bin/more";
+    let options = ["-v", "v:/etc", "-v", "n:/bin/extra"];
+    let look = "ls /etc/passwd; cat /bin/extra/file; ls -A /bin/extra";
     let finished = shell(&place, &options, look).finish()?.expect(0)?;
     ensure!(finished.text() == "own\nfile\n", "{finished}");
     // What was cut off begins anew: the mark tells.

@@ -106,6 +106,8 @@ impl Inherited {
 /// If there is no such VM, or its state can't be told.
 pub fn monitor_process(id: &Id, last_delay: Option<Duration>) -> Result<ExitCode, CliError> {
     let Inherited { lock, report } = Inherited::take()?;
+    // It was started through a link in /proc, whose name says nothing in a list of processes.
+    let _ = rustix::thread::set_name(c"casita");
     // After a restart it is in a session of its own already.
     let _ = rustix::process::setsid();
     // No file system is kept busy by the place where somebody typed a command.
