@@ -354,11 +354,18 @@ fn given_up() -> Result<()> {
         let files = ["--kernel", "halts", "--rootfs", "tree"];
         let words = [&["run"], options, &machine, &files].concat();
         let running = lives.casita(&words).env("PATH", &path).start()?;
-        until("the packing", || Ok(place.path("packing").exists()))?;
+        let packing = || {
+            let told = fs::read_to_string(place.path("packing")).unwrap_or_default();
+            Pid::from_raw(told.strip_suffix('\n')?.parse().ok()?)
+        };
+        until("the packing", || Ok(packing().is_some()))?;
         running.signal(Signal::TERM)?;
         running.signal(second)?;
         // Two that wait at the same time are taken in the order of their numbers.
         let finished = running.finish()?;
+        // It would never end.
+        kill_process(packing().context("no packing")?, Signal::KILL)?;
+        fs::remove_file(place.path("packing"))?;
         let code = finished.status.code().unwrap_or_default();
         let either = [Signal::TERM, second].map(|signal| 128 + signal.as_raw());
         ensure!(
@@ -373,14 +380,6 @@ fn given_up() -> Result<()> {
             .collect();
         ensure!(left.is_empty(), "{left:?} were left");
         lives.is_empty()?;
-        // Ends the packing.
-        drop(
-            fs::File::options()
-                .read(true)
-                .write(true)
-                .open(place.path("fifo"))?,
-        );
-        fs::remove_file(place.path("packing"))?;
     }
     Ok(())
 }
