@@ -28,7 +28,7 @@ fn input_only() -> Result<()> {
     let script = "test -t 0 || echo no\"\"ne; cat; exit 3";
     let program = place.casita(["run", "--rm", "-i", "--", "sh", "-c", script]);
     let mut seat = Seat::start(program, 24, 80)?;
-    seat.shows("none")?;
+    seat.shows("none\r\n")?;
     seat.types("line\r")?;
     seat.shows("line\r\nline\r\n")?;
     seat.types("\x04")?;
