@@ -48,7 +48,7 @@ static void observe(void) {
 
 /* All of RAM belongs to the monitor before the attack, so that what grows is the monitor. */
 static void touch(void) {
-    for (u64 at = 0; at < low_ram_end; at += 4096) write8(at, read8(at));
+    for (u64 at = 0; at < low_ram_end && low_ram_end <= 64UL << 20; at += 4096) write8(at, read8(at));
 }
 
 void attack(u64 zero_page) {
@@ -62,13 +62,17 @@ void attack(u64 zero_page) {
     if (option("attack", ~0UL) != ~0UL && asked_for("observe")) observe();
     touch();
     say("ready\n");
-    hear();
+    /* A monitor that waits for its own agent has no use for the serial port's input. */
+    int alone = option("alone", 0) != 0;
+    if (!alone) hear();
     for (u32 at = 0; at < COUNT(attacks); at++) carry_out(&attacks[at]);
     if (asked_for("ports")) {
         attack_ports();
         all_work("ports");
         say("ports: held\n");
     }
+    second_stops = 1;
     say("idle\n");
+    if (alone) power_off(0);
     for (;;) asm volatile("cli; hlt");
 }

@@ -96,14 +96,14 @@ static const char *fs_answer(struct device *d) {
 }
 
 static const struct kind kinds[] = {
-    /* id, name, features, queues whose chains are taken at once, a request, its answer */
-    { 1, "net", 0, 1 << 1, post_net, net_answer },
-    { 2, "block", 0, 1 << 0, post_block, block_answer },
-    { 4, "rng", 0, 1 << 0, post_rng, rng_answer },
-    { 19, "vsock", F_VSOCK_STREAM, 1 << 1, post_vsock, vsock_answer },
+    /* id, name, features, queues whose chains are taken at once, helped, a request, its answer */
+    { 1, "net", 0, 1 << 1, 0, post_net, net_answer },
+    { 2, "block", 0, 1 << 0, 0, post_block, block_answer },
+    { 4, "rng", 0, 1 << 0, 0, post_rng, rng_answer },
+    { 19, "vsock", F_VSOCK_STREAM, 1 << 1, 0, post_vsock, vsock_answer },
     /* Its chains are taken by a program of the host's, which has its own way with bad ones. */
-    { 26, "fs", 0, 0, post_fs, fs_answer },
-    { 0, "unknown device", 0, 0, 0, 0 },
+    { 26, "fs", 0, 0, 1, post_fs, fs_answer },
+    { 0, "unknown device", 0, 0, 0, 0, 0 },
 };
 
 const struct kind *kind_of(u32 id) {

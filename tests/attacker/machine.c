@@ -16,6 +16,7 @@ static const char *command_line;
 static u32 state;
 static void (*second_work)(void);
 static volatile u32 second_runs;
+volatile u32 second_stops;
 /* The devices' GiB, the fourth. */
 static u64 directory[512] __attribute__((aligned(4096)));
 

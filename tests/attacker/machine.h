@@ -82,5 +82,6 @@ int asked_for(const char *attack);
 u32 random(void);
 /* Reads what the boot loader left, maps the devices. */
 void set_up(u64 zero_page);
-/* Lets the second processor run `work`. False if there is none. */
+/* Lets the second processor run `work`, until it is asked to stop. False if there is none. */
+extern volatile u32 second_stops;
 int start_second(void (*work)(void));

@@ -79,7 +79,7 @@ void attack_resets(struct device *d) {
 static volatile u64 racing_buffer, racing_table;
 
 static void rewrite(void) {
-    for (u32 turn = 0;; turn++) {
+    for (u32 turn = 0; !second_stops; turn++) {
         u64 buffer = racing_buffer, table = racing_table;
         if (!buffer) continue;
         write32(buffer, turn % 14);

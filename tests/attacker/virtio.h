@@ -33,6 +33,9 @@ struct kind {
     u64 features;
     /* Queues whose chains are taken as soon as they are there, so that a bad one is noticed. */
     u32 eager;
+    /* A program of the host's serves it, which may end when it is told nonsense. Then the device
+     * says so, and needs a reset each time that it is started. */
+    int helped;
     /* Puts a request that is right into the queues, which are empty, and kicks. */
     void (*post)(struct device *);
     /* Waits for its answer; what is wrong with it, or nothing. */
@@ -52,6 +55,8 @@ struct device {
     struct queue queue[MAX_QUEUES];
     /* RAM for its requests, 64 KiB. */
     u64 buffer;
+    /* The program that served it is gone. */
+    int lost;
 };
 
 const struct kind *kind_of(u32 id);

@@ -153,7 +153,10 @@ impl Attacker {
         let after = Possessions::of(self.running.id())?;
         let grown = after.memory.saturating_sub(before.memory);
         println!("the monitor has grown by {grown} bytes");
-        ensure!(grown <= MAX_GROWTH, "the monitor has grown by {grown} bytes");
+        ensure!(
+            grown <= MAX_GROWTH,
+            "the monitor has grown by {grown} bytes"
+        );
         ensure!(
             after.files <= before.files && after.threads <= before.threads,
             "{} files and {} threads have become {} and {}",
@@ -179,7 +182,9 @@ impl Attacker {
             if now == seen {
                 return Ok(());
             }
-            let ran = now.iter().filter(|(name, count)| seen.get(*name) != Some(*count));
+            let ran = now
+                .iter()
+                .filter(|(name, count)| seen.get(*name) != Some(*count));
             busy = ran.map(|(name, _)| name.clone()).collect();
             seen = now;
         }
@@ -233,4 +238,78 @@ impl Observer {
         self.running.finish()?.expect(0)?;
         Ok(())
     }
+}
+
+/// Two machines with a disk and streams. One is attacked as `words` say; it holds, has not grown and
+/// comes to rest, and the other does not notice.
+///
+/// # Errors
+/// If any of that is not so.
+pub fn attack(words: &str, more: &[&str]) -> Result<()> {
+    let place = Place::new()?;
+    build(&place)?;
+    let machine = |name: &str| -> Result<Vec<String>> {
+        let disk = place.write(name, vec![0; 4 << 20])?;
+        let sockets = format!("{disk}.v");
+        let options = ["--memory", "16M", "--disk", &disk, "--vsock", &sockets];
+        Ok(options.map(str::to_owned).to_vec())
+    };
+    let (own, others) = (machine("a")?, machine("b")?);
+    let listener = Listener::at(&place.path("a.v_1"))?;
+    let others: Vec<_> = others.iter().map(String::as_str).collect();
+    let mut observer = Observer::start(&place, &others)?;
+    let words = format!("attack={words}");
+    let own: Vec<_> = own
+        .iter()
+        .map(String::as_str)
+        .chain(more.iter().copied())
+        .collect();
+    let mut attacker = Attacker::start(&place, &words, &own)?;
+    attacker.attack()?;
+    ensure!(
+        !words.contains("vsock") || listener.was_reached(),
+        "no connection was opened"
+    );
+    attacker.has_not_grown()?;
+    attacker.rests(&mut observer)?;
+    attacker.end()?;
+    observer.end()
+}
+
+/// The same with a machine that has an agent's devices and a shared directory, whose kernel is the
+/// attacker. The program that serves the directory may end; the monitor holds.
+///
+/// # Errors
+/// If it does not.
+pub fn attack_share(words: &str) -> Result<()> {
+    let place = Place::new()?;
+    build(&place)?;
+    for folder in ["root", "share"] {
+        fs::create_dir(place.path(folder))?;
+    }
+    place.write("root/file", "something")?;
+    let line = format!("alone=1 attack={words}");
+    let files = [
+        "--kernel",
+        "attacker",
+        "--rootfs",
+        "./root",
+        "-v",
+        "./share:/x",
+    ];
+    let arguments = [
+        "run",
+        "--rm",
+        "--skip-kvm-check",
+        "--memory",
+        "16M",
+        "--cmdline",
+        &line,
+    ];
+    let program = place.casita([&arguments[..], &files, &["--", "none"]].concat());
+    program.finish()?.expect(0)?;
+    let left = place.listing()?;
+    let left: Vec<_> = left.iter().filter(|name| name.contains("/vms/")).collect();
+    ensure!(left.len() <= 1, "{left:?} were left");
+    Ok(())
 }
