@@ -4,6 +4,7 @@ pub mod block;
 pub mod chain;
 pub mod device;
 pub mod fs;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;
