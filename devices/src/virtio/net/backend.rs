@@ -250,6 +250,13 @@ pub trait Backend: Send {
     /// Sends a frame: all of it or nothing.
     fn send(&mut self, frame: &Frame<'_>) -> Sent;
 
+    /// Sends what is left of a frame that was only taken in part. The device calls it after some frames
+    /// were sent, and when [`Backend::fd`] is writable after [`Sent::Full`], which means that something
+    /// is still left.
+    fn flush(&mut self) -> Sent {
+        Sent::Done
+    }
+
     /// Receives one frame.
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received;
 }
@@ -281,6 +288,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn send(&mut self, frame: &Frame<'_>) -> Sent {
         (**self).send(frame)
+    }
+
+    fn flush(&mut self) -> Sent {
+        (**self).flush()
     }
 
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
