@@ -329,3 +329,6 @@ impl Backend for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
