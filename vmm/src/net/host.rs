@@ -35,7 +35,7 @@ impl Resolvers {
             match words.next() {
                 Some("nameserver") => {
                     // One with a scope is on a link that the guest does not have.
-                    let server = words.next().and_then(|word| word.parse().ok());
+                    let server = words.next().and_then(|word| word.parse::<IpAddr>().ok());
                     resolvers.servers.extend(server);
                 }
                 // The last of them counts.

@@ -150,11 +150,7 @@ impl Place {
         })
     }
 
-    fn take_any(
-        &self,
-        guest: u16,
-        before: &[PublishedPort],
-    ) -> Result<(u16, Socket), NetError> {
+    fn take_any(&self, guest: u16, before: &[PublishedPort]) -> Result<(u16, Socket), NetError> {
         let was = before
             .iter()
             .find(|port| port.guest_port == guest && port.protocol == self.protocol);

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use super::*;
 
 fn round<T: FromStr<Err = String> + fmt::Display>(text: &str) -> String {
-    text.parse::<T>().unwrap_or_else(|error| panic!("{error}")).to_string()
+    text.parse::<T>()
+        .unwrap_or_else(|error| panic!("{error}"))
+        .to_string()
 }
 
 fn refused<T: FromStr<Err = String> + fmt::Debug>(text: &str) -> String {
@@ -82,7 +84,11 @@ fn addresses_have_a_network_around_them() {
     assert_eq!(address("10.1.2.3"), ("10.1.2.3".to_owned(), 24));
     assert_eq!(address("10.1.2.3/8"), ("10.1.2.3".to_owned(), 8));
     assert_eq!(address("fd00::3"), ("fd00::3".to_owned(), 64));
-    for text in ["10.1.2.3", "10.1.2.3/8,gw=10.0.0.1", "fd00::3/48,gw=fe80::1"] {
+    for text in [
+        "10.1.2.3",
+        "10.1.2.3/8,gw=10.0.0.1",
+        "fd00::3/48,gw=fe80::1",
+    ] {
         assert_eq!(round::<IpSpec>(text), text);
     }
 }
@@ -128,7 +134,13 @@ fn ports_are_published_as_docker_does() {
     let address = |text: &str| text.parse::<PortSpec>().unwrap().address;
     assert_eq!(address("[::1]:53:53/udp"), Some("::1".parse().unwrap()));
     assert_eq!(address("::1:53:53"), Some("::1".parse().unwrap()));
-    for text in ["8080:80", "80", "127.0.0.1::80/udp", "[::1]:8000-8010:80", "1-2:3-4/udp"] {
+    for text in [
+        "8080:80",
+        "80",
+        "127.0.0.1::80/udp",
+        "[::1]:8000-8010:80",
+        "1-2:3-4/udp",
+    ] {
         assert_eq!(round::<PortSpec>(text), text);
     }
     assert_eq!(round::<PortSpec>("8080:80/TCP"), "8080:80");
