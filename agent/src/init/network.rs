@@ -1,6 +1,7 @@
 //! The guest's name, the network that a machine has with itself, and its one interface to others.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use casita_agent::rtnetlink::{Requests, count_answers};
@@ -15,10 +16,10 @@ use rustix::net::{
 use rustix::system::sethostname;
 
 use crate::failure::{Doing, Failure};
-use crate::sys;
+use crate::{dhcp, sys};
 
 /// The kernel's name for the machine's one network device.
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// The kernel's answer to a dozen messages, each of which it repeats.
 const MOST_ANSWERS: usize = 16 << 10;
@@ -34,17 +35,26 @@ pub(crate) fn prepare(hostname: &str, network: Option<&Network>) -> Result<(), F
         let _ =
             sys::set_interface_flags(socket.as_fd(), *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0", IFF_UP);
     }
-    network.map_or(Ok(()), set_up)
+    network.map_or(Ok(()), |network| set_up(hostname, network))
 }
 
-fn set_up(network: &Network) -> Result<(), Failure> {
-    let index =
-        index().doing(|| format!("the guest's kernel has no network device {INTERFACE}"))?;
+fn set_up(hostname: &str, network: &Network) -> Result<(), Failure> {
+    let missing = || format!("the guest's kernel has no network device {INTERFACE}");
+    let index = index().doing(missing)?;
     set_ipv6("accept_dad", b"0");
     if !network.automatic {
         // Routers' advertisements would add to what is known already.
         set_ipv6("accept_ra", b"0");
     }
+    apply(index, network)?;
+    if network.automatic {
+        dhcp::start(index, mac().doing(missing)?, hostname, network)?;
+    }
+    Ok(())
+}
+
+/// Sets the interface `index` up.
+pub(crate) fn apply(index: u32, network: &Network) -> Result<(), Failure> {
     let requests = Requests::new(index, network);
     let answers = ask(&requests).doing(|| "cannot set the network up")?;
     match requests.failures(&answers).next() {
@@ -57,12 +67,28 @@ fn set_up(network: &Network) -> Result<(), Failure> {
 }
 
 fn index() -> Result<u32, Errno> {
-    let path = format!("/sys/class/net/{INTERFACE}/ifindex");
+    attribute("ifindex")?
+        .trim()
+        .parse()
+        .map_err(|_| Errno::INVAL)
+}
+
+fn mac() -> Result<[u8; 6], Errno> {
+    let text = attribute("address")?;
+    let mut bytes = [0; 6];
+    for (byte, field) in bytes.iter_mut().zip(text.trim().split(':')) {
+        *byte = u8::from_str_radix(field, 16).map_err(|_| Errno::INVAL)?;
+    }
+    Ok(bytes)
+}
+
+/// What sysfs says of the interface.
+fn attribute(name: &str) -> Result<String, Errno> {
+    let path = format!("/sys/class/net/{INTERFACE}/{name}");
     let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = Vec::with_capacity(16);
+    let mut text = Vec::with_capacity(64);
     read(&file, spare_capacity(&mut text))?;
-    let text = core::str::from_utf8(&text).map_err(|_| Errno::INVAL)?;
-    text.trim().parse().map_err(|_| Errno::INVAL)
+    String::from_utf8(text).map_err(|_| Errno::INVAL)
 }
 
 /// A setting of the interface's. A kernel without IPv6 has none.
