@@ -19,6 +19,9 @@ pub mod command;
 pub mod copy;
 mod cpio;
 pub mod errno;
+#[cfg(feature = "files")]
+pub mod find;
+pub mod group;
 pub mod hosts;
 pub mod initrd;
 pub mod mounts;

@@ -17,6 +17,7 @@ mod copy;
 mod end;
 mod ending;
 mod failure;
+mod group;
 mod heap;
 mod list;
 mod mounts;

@@ -14,6 +14,7 @@ pub mod logs;
 pub mod process_args;
 pub mod ps;
 pub mod run;
+pub mod sandbox;
 pub mod stats;
 mod table;
 pub mod top;
@@ -79,6 +80,8 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Run untrusted code in a VM of its own, within limits, and leave nothing of it
+    Sandbox(Box<sandbox::SandboxArgs>),
     /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
@@ -128,6 +131,8 @@ enum Command {
     #[command(hide = true)]
     Rmi(image::RmArgs),
     #[command(hide = true)]
+    SandboxVm,
+    #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
 }
 
@@ -150,6 +155,8 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Sandbox(args) => sandbox::sandbox(&args),
+        Command::SandboxVm => crate::sandbox::vm_process(),
         Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
