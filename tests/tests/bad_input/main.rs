@@ -7,6 +7,7 @@ mod images;
 mod kernels;
 mod machine_files;
 mod numbers;
+mod sandbox;
 mod volumes;
 
 use std::fs;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     disks::tests(&mut suite);
     numbers::tests(&mut suite);
+    sandbox::tests(&mut suite);
     volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);

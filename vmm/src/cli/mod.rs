@@ -31,6 +31,7 @@ use log::LevelFilter;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
+use crate::sandbox::SandboxError;
 
 /// Casita's own failure, as opposed to the command's exit status.
 pub const EXIT_CASITA: u8 = 125;
@@ -183,7 +184,9 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         let told = error.downcast_ref::<ImagesError>();
-        if !told.is_some_and(ImagesError::is_told) {
+        let told = told.is_some_and(ImagesError::is_told)
+            || matches!(error.downcast_ref(), Some(SandboxError::Told));
+        if !told {
             report(&*error, cli.global.is_verbose());
         }
         let status = error.downcast_ref::<StartFailure>();

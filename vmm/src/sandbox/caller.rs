@@ -80,11 +80,9 @@ impl SandboxError {
     fn with(self, said: String) -> Self {
         match self {
             Self::Lost(_) => Self::Lost(said),
-            // What a helper has said to people is not said again: here it was not seen.
-            Self::Refused(why) if !said.is_empty() => {
+            Self::Refused(why) if why.is_empty() => {
                 let last = said.lines().rev().find(|line| !line.trim().is_empty());
-                let last = last.filter(|last| !last.contains(&why));
-                Self::Refused(last.map_or(why.clone(), |last| format!("{why}: {last}")))
+                last.map_or(Self::Told, |last| Self::Refused(last.to_owned()))
             }
             other => other,
         }

@@ -48,7 +48,7 @@ pub(super) enum Kind {
     TakeEnd,
     /// A [`Report`] in JSON.
     Report,
-    /// Why there is no run: one line for people.
+    /// Why there is no run: one line for people; empty if they have been told already.
     Refused,
 }
 

@@ -47,6 +47,9 @@ pub enum SandboxError {
     /// The VM could not be made, or not be prepared; nothing of the command has run. One line.
     #[error("{0}")]
     Refused(String),
+    /// The image could not be pulled, and why was told at the standard error that is shared.
+    #[error("the image could not be pulled")]
+    Told,
     /// The host refused something ordinary.
     #[error("the host could not {0}")]
     Host(&'static str, #[source] io::Error),

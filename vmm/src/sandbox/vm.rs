@@ -27,7 +27,7 @@ use crate::cli::{CliError, EXIT_CASITA, in_one_line};
 use crate::config::{MachineConfig, MemorySize};
 use crate::dirs::Dirs;
 use crate::disk::DiskSpec;
-use crate::images;
+use crate::images::{self, ImagesError};
 use crate::link::{LinkError, LinkEvent};
 use crate::machine::{self, Event, Outcome, events};
 use crate::monitor::ConsoleLog;
@@ -58,7 +58,12 @@ pub fn vm_process() -> Result<ExitCode, CliError> {
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            caller.send(Kind::Refused, in_one_line(&*error).as_bytes());
+            let images = error.downcast_ref::<ImagesError>();
+            let why = match images.is_some_and(ImagesError::is_told) {
+                true => String::new(),
+                false => in_one_line(&*error),
+            };
+            caller.send(Kind::Refused, why.as_bytes());
             Ok(EXIT_CASITA.into())
         }
     }

@@ -103,6 +103,17 @@ fn what_a_monitor_refuses_and_says_is_told_in_one_line() {
     let error = ran(&way, &small()).unwrap_err();
     assert_eq!(error.to_string(), "no such image");
 
+    let frame = [Kind::Refused as u8, 0, 0, 0, 0];
+    fs::write(place.path().join("frames"), frame).unwrap();
+    let frames = place.path().join("frames");
+    let script = format!("echo no registry >&2; cat {} >&0", frames.display());
+    let mut way = monitor(place.path(), &script);
+    let error = ran(&way, &small()).unwrap_err();
+    assert_eq!(error.to_string(), "no registry");
+    way.shares_stderr = true;
+    let error = ran(&way, &small()).unwrap_err();
+    assert!(matches!(error, SandboxError::Told), "{error}");
+
     let way = monitor(place.path(), "echo first >&2; echo last words >&2; exit 1");
     let error = ran(&way, &small()).unwrap_err().to_string();
     assert!(error.ends_with("without a result: last words"), "{error}");
