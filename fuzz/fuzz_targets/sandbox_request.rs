@@ -1,17 +1,3 @@
-//! A sandbox's request of any bytes is refused in one line, or is one that can be written and read
-//! again.
 #![no_main]
 
-use casita::sandbox::SandboxRequest;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    match SandboxRequest::from_json(bytes) {
-        Ok(request) => {
-            let json = serde_json::to_vec(&request).expect("what is accepted can be written");
-            let again = SandboxRequest::from_json(&json).expect("and read");
-            assert_eq!(again, request);
-        }
-        Err(error) => assert!(!error.to_string().is_empty()),
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| casita_fuzz::sandbox_request::run(data));

@@ -72,14 +72,6 @@ pub fn tests(suite: &mut Suite) {
         ),
         ("sandbox_format_unknown", (&["--format=xml"], "xml")),
         (
-            "sandbox_request_missing",
-            (&["--request=none"], "none: No such file"),
-        ),
-        (
-            "sandbox_request_directory",
-            (&["--request=home"], "home: Is a directory"),
-        ),
-        (
             "sandbox_request_and_options",
             (&["--request=r", "--time=1"], "cannot be used with"),
         ),
@@ -135,6 +127,11 @@ pub fn tests(suite: &mut Suite) {
         place.write("request", request)?;
         refused(place, &["--request=request"], &[], &[says])
     });
+    suite.test("sandbox_request_that_can_not_be_read", || {
+        let place = super::place()?;
+        refused(&place, &["--request=none"], &[], &["none: No such file"])?;
+        refused(&place, &["--request=home"], &[], &["home: Is a directory"])
+    });
     suite.test("sandbox_image_that_may_not_be_pulled", || {
         let place = super::place()?;
         refused(
@@ -158,7 +155,7 @@ pub fn tests(suite: &mut Suite) {
         let says = "the guest could not be prepared";
         refused(
             &place,
-            &["--kernel=kernel", "--skip-kvm-check"],
+            &["--kernel=kernel"],
             &["--", "true"],
             &[says],
         )

@@ -7,6 +7,7 @@ mod disks;
 mod ends;
 mod exec;
 mod hardware;
+mod hostile;
 mod images;
 mod life;
 mod oci;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);
+    hostile::tests(&mut suite);
     suite.run(&arguments)
 }
 
