@@ -22,6 +22,7 @@ targets! {
     image_config image_layer image_store image_stream
     machine_file
     ports
+    sandbox_request
     virtio_block virtio_fs virtio_mmio virtio_queue virtio_state virtio_vsock
     vm_record volume_record
 }

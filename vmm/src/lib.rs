@@ -27,6 +27,7 @@ pub mod platform;
 pub mod process_config;
 pub mod progress;
 pub mod rootfs;
+pub mod sandbox;
 pub mod session;
 pub mod share;
 pub mod signals;

@@ -301,6 +301,10 @@ impl Machine {
                 reply.answer(Answer::Done);
             }
             Command::Stats => reply.answer(Answer::Stats(Box::new(self.vm_stats(running)))),
+            Command::CpuTime => {
+                let times = running.threads.iter().map(VcpuThread::cpu_time);
+                reply.answer(Answer::CpuTime(times.sum()));
+            }
             // Told apart by the caller.
             Command::Kill => {}
         }

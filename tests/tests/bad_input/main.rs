@@ -8,6 +8,7 @@ mod kernels;
 mod machine_files;
 mod networks;
 mod numbers;
+mod sandbox;
 mod volumes;
 
 use std::fs;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     disks::tests(&mut suite);
     numbers::tests(&mut suite);
+    sandbox::tests(&mut suite);
     volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
     networks::tests(&mut suite);

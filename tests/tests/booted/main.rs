@@ -16,6 +16,7 @@ mod parting;
 mod plain;
 mod postgres;
 mod process;
+mod sandbox;
 mod shares;
 mod terminal;
 mod volumes;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     plain::tests(&mut suite);
     postgres::tests(&mut suite);
     process::tests(&mut suite);
+    sandbox::tests(&mut suite);
     shares::tests(&mut suite);
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);

@@ -15,6 +15,7 @@ pub mod port;
 pub mod process_args;
 pub mod ps;
 pub mod run;
+pub mod sandbox;
 pub mod stats;
 mod table;
 pub mod top;
@@ -31,6 +32,7 @@ use log::LevelFilter;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
+use crate::sandbox::SandboxError;
 
 /// Casita's own failure, as opposed to the command's exit status.
 pub const EXIT_CASITA: u8 = 125;
@@ -80,6 +82,8 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Run untrusted code in a VM of its own, within limits, and leave nothing of it
+    Sandbox(Box<sandbox::SandboxArgs>),
     /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
@@ -131,6 +135,8 @@ enum Command {
     #[command(hide = true)]
     Rmi(image::RmArgs),
     #[command(hide = true)]
+    SandboxVm,
+    #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
 }
 
@@ -153,6 +159,8 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Sandbox(args) => sandbox::sandbox(&args),
+        Command::SandboxVm => crate::sandbox::vm_process(),
         Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
@@ -180,7 +188,9 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         let told = error.downcast_ref::<ImagesError>();
-        if !told.is_some_and(ImagesError::is_told) {
+        let told = told.is_some_and(ImagesError::is_told)
+            || matches!(error.downcast_ref(), Some(SandboxError::Told));
+        if !told {
             report(&*error, cli.global.is_verbose());
         }
         let status = error.downcast_ref::<StartFailure>();

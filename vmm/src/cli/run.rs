@@ -165,6 +165,24 @@ pub struct RunArgs {
     skip_kvm_check: bool,
 }
 
+/// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser swallows
+/// a `--` before all words, and it makes a difference: `program` are the words of the whole command
+/// line, of which `words` are the last.
+pub(super) fn image_and_command(
+    words: &[String],
+    program: &[String],
+) -> (Option<String>, Vec<String>) {
+    let before = program.len().checked_sub(words.len() + 1);
+    let only_command = before.is_some_and(|place| program[place] == "--");
+    let mut words = words.iter().cloned();
+    let image = if only_command { None } else { words.next() };
+    let mut command: Vec<String> = words.collect();
+    if !only_command && command.first().is_some_and(|word| word == "--") {
+        command.remove(0);
+    }
+    (image, command)
+}
+
 fn vm_name(text: &str) -> Result<String, String> {
     disk::check_name(text)
         .map(|()| text.to_owned())
@@ -172,21 +190,6 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 impl RunArgs {
-    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser
-    /// swallows a `--` before all words, and it makes a difference: `program` are the words of the
-    /// whole command line, of which ours are the last.
-    fn image_and_command(&self, program: &[String]) -> (Option<String>, Vec<String>) {
-        let before = program.len().checked_sub(self.words.len() + 1);
-        let only_command = before.is_some_and(|place| program[place] == "--");
-        let mut words = self.words.iter().cloned();
-        let image = if only_command { None } else { words.next() };
-        let mut command: Vec<String> = words.collect();
-        if !only_command && command.first().is_some_and(|word| word == "--") {
-            command.remove(0);
-        }
-        (image, command)
-    }
-
     fn machine(&self) -> Result<MachineConfig, CliError> {
         let file = match &self.config {
             Some(path) => MachineConfig::read(path)?,
@@ -194,7 +197,7 @@ impl RunArgs {
         };
         let program = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         let program: Vec<String> = program.collect();
-        let (image, command) = self.image_and_command(&program);
+        let (image, command) = image_and_command(&self.words, &program);
         let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
@@ -441,7 +444,7 @@ mod tests {
         let Command::Run(args) = Cli::try_parse_from(&words).unwrap().command else {
             panic!("not a run");
         };
-        let (image, command) = args.image_and_command(&words);
+        let (image, command) = image_and_command(&args.words, &words);
         (image, command.join(" "))
     }
 
