@@ -292,9 +292,16 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Watch {
+    /// Its end is no news from now on: the device is about to go, and with it the socket.
+    pub fn expect_end(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.wanted.store(true, Ordering::Release);
+        self.expect_end();
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(thread) = self.thread.take() {
