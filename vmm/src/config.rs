@@ -184,6 +184,8 @@ pub struct MachineConfig {
     pub exposed: Vec<String>,
     /// The most that goes through the network device, in each direction.
     pub net_rate: Option<Rate>,
+    /// The most that goes through each disk.
+    pub disk_rate: Option<Rate>,
 }
 
 /// Why a machine file was refused.
@@ -344,6 +346,7 @@ impl MachineConfig {
             publish_all: over.publish_all || self.publish_all,
             exposed: [self.exposed, over.exposed].concat(),
             net_rate: over.net_rate.or(self.net_rate),
+            disk_rate: over.disk_rate.or(self.disk_rate),
         }
     }
 

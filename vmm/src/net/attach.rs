@@ -51,7 +51,16 @@ pub struct NetDevice {
     pub counters: Option<Counters>,
     /// Whether it does.
     pub vhost: bool,
-    _watch: Option<Watch>,
+    watch: Option<Watch>,
+}
+
+impl NetDevice {
+    /// The machine is about to go: that its device loses its other end is no news.
+    pub fn expect_end(&self) {
+        if let Some(watch) = &self.watch {
+            watch.expect_end();
+        }
+    }
 }
 
 /// Puts what `wrap` decides on between the device and the host's end of it.
@@ -121,7 +130,7 @@ fn with_handles(
         traffic: net.traffic(),
         counters: counters.filter(|_| vhost),
         vhost,
-        _watch: watch,
+        watch,
     };
     (net, device)
 }

@@ -169,8 +169,14 @@ fn prepare_user(
         return Ok(None);
     }
     let mtu = spec.mtu.unwrap_or(Mtu::MAX);
-    // IPv6 does not run over links with a smaller MTU.
-    let interface = host::ipv6_interface().filter(|_| mtu >= Mtu::IPV6);
+    let narrow = mtu < Mtu::IPV6;
+    if let Some(ip) = config.ip.iter().find(|ip| narrow && ip.ip.is_ipv6()) {
+        let least = Mtu::IPV6;
+        return Err(NetError::Options(format!(
+            "IPv6 takes an MTU of {least} at least: leave out --ip {ip}"
+        )));
+    }
+    let interface = host::ipv6_interface().filter(|_| !narrow);
     let resolvers = host::resolvers();
     let ipv6 = interface.is_some();
     let addresses = Addresses::new(&config.ip, &config.dns, &resolvers, ipv6)?;
