@@ -10,7 +10,13 @@ use casita_fuzz::TARGETS;
 /// Inputs for each target beside its seeds.
 const INPUTS: usize = 600;
 /// Those that start threads, or write files, for each input.
-const SLOW: [&str; 5] = ["copy_unpack", "image_stream", "image_store", "virtio_fs", "vm_record"];
+const SLOW: [&str; 5] = [
+    "copy_unpack",
+    "image_stream",
+    "image_store",
+    "virtio_fs",
+    "vm_record",
+];
 const MAX_LEN: usize = 4096;
 
 /// Marsaglia's xorshift.
@@ -63,7 +69,9 @@ fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn replay(name: &str) {
     let (_, run) = TARGETS.iter().find(|(target, _)| *target == name).unwrap();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(name);
     let mut files: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.unwrap().path())
@@ -72,7 +80,11 @@ fn replay(name: &str) {
     assert!(!files.is_empty(), "{name} has no seeds");
     let seeds: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let count = if SLOW.contains(&name) { INPUTS / 4 } else { INPUTS };
+    let count = if SLOW.contains(&name) {
+        INPUTS / 4
+    } else {
+        INPUTS
+    };
     let mutations = (0..count).map(|_| mutated(&seeds, &mut random));
     for input in seeds.iter().cloned().chain(mutations) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&input))) {

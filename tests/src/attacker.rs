@@ -251,12 +251,18 @@ pub fn attack(words: &str, more: &[&str]) -> Result<()> {
     let machine = |name: &str| -> Result<Vec<String>> {
         let disk = place.write(name, vec![0; 4 << 20])?;
         let sockets = format!("{disk}.v");
-        Ok(["--disk", &disk, "--vsock", &sockets].map(str::to_owned).to_vec())
+        Ok(["--disk", &disk, "--vsock", &sockets]
+            .map(str::to_owned)
+            .to_vec())
     };
     let (own, others) = (machine("a")?, machine("b")?);
     let listener = Listener::at(&place.path("a.v_1"))?;
     let small = ["--memory", "16M"];
-    let memory = if more.contains(&"--memory") { &[][..] } else { &small };
+    let memory = if more.contains(&"--memory") {
+        &[][..]
+    } else {
+        &small
+    };
     let others: Vec<_> = others.iter().map(String::as_str).chain(small).collect();
     let mut observer = Observer::start(&place, &others)?;
     let words = format!("attack={words}");
