@@ -10,6 +10,7 @@ mod hardware;
 mod hostile;
 mod images;
 mod life;
+mod net;
 mod oci;
 mod parting;
 mod plain;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     life::tests(&mut suite);
+    net::tests(&mut suite);
     oci::tests(&mut suite);
     parting::tests(&mut suite);
     plain::tests(&mut suite);
