@@ -195,6 +195,7 @@ impl FrameReader {
 
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum HostMessage {
     /// Start a process. Answered by `Started` or `Failed`.
     Start(Start),

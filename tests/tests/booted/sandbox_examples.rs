@@ -168,7 +168,7 @@ fn clients(socket: &str) -> Result<()> {
         "limits": {"time_ms": 60000, "cpu_time_ms": 60000, "memory_bytes": 33554432}}"#;
     let answers = thread::scope(|scope| {
         let clients: Vec<_> = (0..6).map(|_| scope.spawn(|| ask(socket, body))).collect();
-        let answers = clients.into_iter().map(|client| client.join());
+        let answers = clients.into_iter().map(thread::ScopedJoinHandle::join);
         answers
             .map(|answer| answer.map_err(|_| anyhow::anyhow!("panicked"))?)
             .collect::<Result<Vec<_>>>()

@@ -208,14 +208,14 @@ pub fn sandbox(args: &SandboxArgs) -> Result<ExitCode, CliError> {
     match args.format {
         Format::Json => {
             let mut result = sandbox.run(&request)?;
-            let failed = save(&args.take, &mut result)?;
+            let failed = save(&args.take, &mut result);
             result.not_taken.extend(failed);
             json::write(&mut io::stdout(), &result)?;
             Ok(ExitCode::SUCCESS)
         }
         Format::Text => {
             let mut result = sandbox.run_with(&request, &mut pass_on)?;
-            let failed = save(&args.take, &mut result)?;
+            let failed = save(&args.take, &mut result);
             result.not_taken.extend(failed);
             tell(&result);
             Ok(result.end.status().into())
@@ -335,7 +335,7 @@ impl SandboxArgs {
 
 /// Writes the files that are to go to the host, and keeps the others. Those that could not be
 /// written because of what the guest made of them.
-fn save(takes: &[Take], result: &mut SandboxResult) -> Result<Vec<NotTaken>, CliError> {
+fn save(takes: &[Take], result: &mut SandboxResult) -> Vec<NotTaken> {
     let mut failed = Vec::new();
     for take in takes {
         let Some(host) = &take.host else { continue };
@@ -353,7 +353,7 @@ fn save(takes: &[Take], result: &mut SandboxResult) -> Result<Vec<NotTaken>, Cli
             }
         }
     }
-    Ok(failed)
+    failed
 }
 
 /// Whether `path` is what `wanted` leads to, or in it.

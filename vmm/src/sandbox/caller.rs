@@ -20,7 +20,7 @@ use super::vm::PATIENCE_TAKE;
 use super::{Bytes, Limits, Stream, VERB};
 
 /// How much later than it should a monitor may come to its end.
-const SLACK: Duration = Duration::from_secs(60);
+const SLACK: Duration = Duration::from_mins(1);
 /// What is kept of what a monitor says beside its result, in bytes.
 const MAX_SAID: u64 = 64 << 10;
 
@@ -260,7 +260,7 @@ impl Heard {
             stdout: output(stdout),
             stderr: output(stderr),
             files: self.taken.files,
-            not_taken: [self.taken.not_taken, report.not_taken].concat(),
+            not_taken: [self.taken.left_out, report.not_taken].concat(),
             usage: report.usage,
         }
     }

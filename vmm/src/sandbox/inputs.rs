@@ -336,3 +336,123 @@ fn send_directory(path: &Path, name: &str, to: &UnixStream) -> Result<(), Sandbo
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use casita_agent::copy::{Top, Unpack, unpack};
+    use std::os::unix::fs::symlink;
+
+    /// What is sent for `request`: the streams, each whole.
+    fn sent(request: &SandboxRequest) -> Result<Vec<Vec<u8>>, SandboxError> {
+        let inputs = Inputs::open(request)?;
+        let (to, mut from) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            let sender = scope.spawn(move || inputs.send(&to));
+            let (mut streams, mut content) = (vec![Vec::new()], Vec::new());
+            while let Some(kind) = channel::receive(&mut from, &mut content).unwrap() {
+                match kind {
+                    Kind::Data => streams.last_mut().unwrap().extend_from_slice(&content),
+                    Kind::End => streams.push(Vec::new()),
+                    other => panic!("{other:?}"),
+                }
+            }
+            sender.join().unwrap()?;
+            assert!(streams.pop().unwrap().is_empty());
+            Ok(streams)
+        })
+    }
+
+    fn unpacked(archive: &[u8]) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("archive");
+        fs::write(&file, archive).unwrap();
+        fs::create_dir(place.path().join("d")).unwrap();
+        let rules = Unpack {
+            top: Top::Keep,
+            owners: false,
+            special: false,
+            limit: u64::MAX,
+        };
+        let directory = File::open(place.path().join("d")).unwrap();
+        let archive = File::open(file).unwrap();
+        let mut complain = |error| panic!("{error}");
+        unpack(directory.as_fd(), archive.as_fd(), &rules, &mut complain).unwrap();
+        place
+    }
+
+    #[test]
+    fn files_of_one_directory_are_one_archive_and_input_comes_last() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let big: Vec<u8> = (0..=255).cycle().take(300_001).collect();
+        fs::write(at("big"), &big).unwrap();
+        fs::create_dir(at("tree")).unwrap();
+        fs::write(at("tree/leaf"), "leaf").unwrap();
+        symlink("leaf", at("tree/link")).unwrap();
+        let file = |name: &str| Content::File(at(name));
+        let request = SandboxRequest {
+            put: vec![
+                PutFile::new("/w/a", "a"),
+                PutFile {
+                    mode: Some(0o700),
+                    ..PutFile::new("/w/big", file("big"))
+                },
+                PutFile::new("/w/tree", file("tree")),
+                PutFile::new("/x", ""),
+                PutFile::new("/w/b", "b"),
+            ],
+            stdin: Some(file("big")),
+            ..SandboxRequest::default()
+        };
+        let order = Inputs::open(&request).unwrap().order(&request, true);
+        assert_eq!(order.archives, ["/w", "/w", "/", "/w"]);
+        assert!(order.stdin);
+        let streams = sent(&request).unwrap();
+        assert_eq!(streams.len(), 5);
+        assert_eq!(streams[4], big);
+        let first = unpacked(&streams[0]);
+        assert_eq!(fs::read(first.path().join("d/a")).unwrap(), b"a");
+        assert_eq!(fs::read(first.path().join("d/big")).unwrap(), big);
+        let mode = fs::metadata(first.path().join("d/big")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+        let tree = unpacked(&streams[1]);
+        assert_eq!(fs::read(tree.path().join("d/tree/leaf")).unwrap(), b"leaf");
+        assert!(tree.path().join("d/tree/link").is_symlink());
+        let empty = unpacked(&streams[2]);
+        assert_eq!(fs::read(empty.path().join("d/x")).unwrap(), b"");
+    }
+
+    #[test]
+    fn an_input_that_nobody_takes_is_not_waited_for() {
+        let (to, from) = UnixStream::pair().unwrap();
+        let (pipe, _writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let source = Source::File {
+            path: "pipe".into(),
+            file: pipe.into(),
+        };
+        let inputs = Inputs {
+            archives: Vec::new(),
+            stdin: Some(source),
+        };
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| inputs.send(&to));
+            drop(from);
+            sender.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_directory_that_can_not_be_packed_whole_is_told() {
+        let place = tempfile::tempdir().unwrap();
+        let deep = place.path().join("x/".repeat(450));
+        fs::create_dir_all(&deep).unwrap();
+        let put = PutFile::new("/d", Content::File(place.path().to_owned()));
+        let request = SandboxRequest {
+            put: vec![put],
+            ..SandboxRequest::default()
+        };
+        let error = sent(&request).unwrap_err();
+        assert!(matches!(error, SandboxError::Pack { .. }), "{error}");
+    }
+}

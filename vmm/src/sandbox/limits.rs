@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::disk::{self, format_size};
 
 const MIB: u64 = 1 << 20;
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 /// What a run may use. A run that meets a limit is ended with its VM, and its result says which it
 /// was. In JSON the fields have their units in their names, such as `time_ms` and `memory_bytes`.

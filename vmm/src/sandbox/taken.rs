@@ -9,7 +9,7 @@ use super::result::{NotTaken, TakenFile};
 /// The most files of a run.
 const MAX_FILES: usize = 65536;
 /// The most that is told of what was not taken.
-const MAX_NOT_TAKEN: usize = 4096;
+const MAX_LEFT_OUT: usize = 4096;
 /// The most that their paths take together, in bytes.
 const MAX_NAMES: usize = 16 << 20;
 
@@ -17,7 +17,7 @@ const MAX_NAMES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Taken {
     pub(super) files: Vec<TakenFile>,
-    pub(super) not_taken: Vec<NotTaken>,
+    pub(super) left_out: Vec<NotTaken>,
     limit: u64,
     left: u64,
     names_left: usize,
@@ -52,7 +52,7 @@ impl Taken {
     pub(super) fn new(limit: u64) -> Self {
         Self {
             files: Vec::new(),
-            not_taken: Vec::new(),
+            left_out: Vec::new(),
             limit,
             left: limit,
             names_left: MAX_NAMES,
@@ -97,8 +97,8 @@ impl Taken {
     }
 
     fn not(&mut self, path: &str, why: &str) {
-        if self.not_taken.len() < MAX_NOT_TAKEN {
-            self.not_taken.push(NotTaken {
+        if self.left_out.len() < MAX_LEFT_OUT {
+            self.left_out.push(NotTaken {
                 path: path.to_owned(),
                 why: why.to_owned(),
             });
@@ -136,7 +136,7 @@ impl Archive {
                     match step {
                         Step::More => {}
                         Step::End => self.state = State::Over,
-                        Step::Entry(entry) => self.state = enter(entry, &self.path, taken),
+                        Step::Entry(entry) => self.state = enter(&entry, &self.path, taken),
                     }
                 }
             }
@@ -173,7 +173,7 @@ fn cut<'a>(bytes: &mut &'a [u8], most: usize) -> &'a [u8] {
 }
 
 /// What becomes of an entry of the archive of `path`.
-fn enter(entry: Entry, path: &str, taken: &mut Taken) -> State {
+fn enter(entry: &Entry, path: &str, taken: &mut Taken) -> State {
     let (size, pad) = (entry.size, padding(entry.size));
     let name = below(path, &entry.path);
     let file = match (name, &entry.kind) {
@@ -281,7 +281,7 @@ mod tests {
         ]);
         for part in [1, 7, 511, 512, 4096, usize::MAX] {
             let taken = taken("/x/out", &bytes, 5000, part);
-            assert!(taken.not_taken.is_empty(), "{:?}", taken.not_taken);
+            assert!(taken.left_out.is_empty(), "{:?}", taken.left_out);
             let all: Vec<_> = taken.files.iter().map(|file| file.path.as_str()).collect();
             assert_eq!(all, ["/x/out/a", "/x/out/empty", "/x/out/d/b"]);
             assert_eq!(taken.files[0].data, Bytes::from("one"));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_lead_elsewhere_and_what_is_no_file_is_not_taken() {
+    fn paths_that_lead_elsewhere_and_what_is_no_file_is_left_out() {
         let outside = [
             "/etc/passwd",
             "../x",
@@ -310,7 +310,7 @@ mod tests {
         entries.push(entry("out/f", Kind::Fifo, b""));
         let taken = taken("/out", &archive(&entries), 5000, 100);
         assert!(taken.files.is_empty(), "{:?}", taken.files);
-        assert_eq!(taken.not_taken.len(), entries.len());
+        assert_eq!(taken.left_out.len(), entries.len());
     }
 
     #[test]
@@ -323,7 +323,7 @@ mod tests {
         let taken = taken("/o", &bytes, 10, 4096);
         let files: Vec<_> = taken.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(files, ["/o/b"]);
-        assert!(taken.not_taken[0].why.contains("limit of 10 bytes"));
+        assert!(taken.left_out[0].why.contains("limit of 10 bytes"));
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
         let bytes = archive(&[entry("o", Kind::File, &[1; 600])]);
         for end in [0, 100, 512, 700, 1200] {
             let taken = taken("/o", &bytes[..end], 5000, 64);
-            assert_eq!(taken.not_taken.len(), 1, "{end}");
+            assert_eq!(taken.left_out.len(), 1, "{end}");
             assert!(taken.files.is_empty());
         }
     }

@@ -34,9 +34,9 @@ use crate::monitor::ConsoleLog;
 use crate::stats::RunStats;
 
 /// How long a guest may take to boot and to get its files.
-pub(super) const PATIENCE_PREPARE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE_PREPARE: Duration = Duration::from_mins(5);
 /// How long it may take to give files out.
-pub(super) const PATIENCE_TAKE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE_TAKE: Duration = Duration::from_mins(1);
 /// What a VM has beside its command's memory, for its kernel and its agent: this, and a part of
 /// the memory for what the kernel keeps of each page.
 const HEADROOM: u64 = 48 << 20;
@@ -59,9 +59,10 @@ pub fn vm_process() -> Result<ExitCode, CliError> {
         }
         Err(error) => {
             let images = error.downcast_ref::<ImagesError>();
-            let why = match images.is_some_and(ImagesError::is_told) {
-                true => String::new(),
-                false => in_one_line(&*error),
+            let why = if images.is_some_and(ImagesError::is_told) {
+                String::new()
+            } else {
+                in_one_line(&*error)
             };
             caller.send(Kind::Refused, why.as_bytes());
             Ok(EXIT_CASITA.into())
@@ -176,6 +177,7 @@ fn run(
             stats: RunStats::default(),
         },
     )?;
+    exit_without(&inputs)?;
     let link = machine.link().cloned().ok_or(LinkError::Gone)?;
     let disk = machine
         .devices

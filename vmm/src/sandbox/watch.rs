@@ -276,7 +276,7 @@ mod tests {
         watch
     }
 
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_hours(1);
 
     #[test]
     fn the_time_is_over_when_it_is() {

@@ -46,7 +46,11 @@ fn report() -> Vec<u8> {
 fn ran(way: &Way, request: &SandboxRequest) -> Result<(SandboxResult, String), SandboxError> {
     let mut output = String::new();
     let mut sink = |stream: Stream, bytes: &[u8]| {
-        output += &format!("{stream:?}:{};", String::from_utf8_lossy(bytes));
+        output.extend([
+            &format!("{stream:?}:"),
+            &*String::from_utf8_lossy(bytes),
+            ";",
+        ]);
     };
     let result = run(way, request, &mut sink)?;
     Ok((result, output))
