@@ -27,4 +27,4 @@ pub use egress::{
     EgressError, EgressItem, EgressPolicy, HostName, MAX_ITEMS, Resolved, Target, Transport,
 };
 pub use guard::{Guard, GuardConfig, Reason, Verdict};
-pub use mac::{Mac, MacError};
+pub use mac::Mac;
