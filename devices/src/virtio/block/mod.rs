@@ -9,7 +9,6 @@ pub mod backend;
 mod data;
 pub mod layout;
 mod open;
-mod panic_relay;
 pub mod request;
 mod traffic;
 pub mod worker;
@@ -37,6 +36,7 @@ use self::worker::{Disk, Worker};
 use super::device::{
     ActivateError, Activation, DeviceState, RestoreError, StartedQueue, VirtioDevice,
 };
+use super::panic_relay;
 use super::queue::QueueState;
 use crate::event_loop::{EventLoop, EventLoopHandle, Registration};
 

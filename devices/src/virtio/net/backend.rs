@@ -43,6 +43,14 @@ impl Offloads {
     /// All of them.
     pub const ALL: Offloads = Offloads(0x1f);
 
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(super) fn from_bits(bits: u8) -> Self {
+        Self(bits) & Self::ALL
+    }
+
     /// All of `other` are among them.
     pub fn contains(self, other: Offloads) -> bool {
         self & other == other
@@ -203,8 +211,19 @@ impl<'a> Landing<'a> {
         true
     }
 
+    /// The first `len` bytes of what has landed.
+    pub(super) fn to_vec(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len.min(self.capacity())];
+        let (first, others) = bytes.split_at_mut(self.head.len().min(len));
+        if let Some(head) = self.head.get(..first.len()) {
+            first.copy_from_slice(head);
+        }
+        self.rest().copy_to(others);
+        bytes
+    }
+
     /// Both parts, for a back end that receives into them.
-    pub(in crate::virtio) fn parts(&mut self) -> (&mut [u8], &mut PiecesMut<'a>) {
+    pub(super) fn parts(&mut self) -> (&mut [u8], &mut PiecesMut<'a>) {
         (self.head, &mut self.rest)
     }
 }

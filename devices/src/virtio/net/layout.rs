@@ -3,9 +3,6 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The device type, section 5.1.1.
-pub const DEVICE_TYPE: u32 = 1;
-
 /// The device handles frames with partial checksums.
 pub const F_CSUM: u64 = 1;
 /// The driver does.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::virtio::device::DeviceNotifier;
 
 /// Whether the cable is in, so to say (`VIRTIO_NET_S_LINK_UP`). Clones are handles on the same link.
@@ -24,8 +26,17 @@ struct Shared {
 struct Reason {
     /// Why a back end has closed, which cannot be mended.
     closed: Option<String>,
-    /// The driver that is to be told, while there is one.
-    notifier: Option<DeviceNotifier>,
+    /// Who is to be told, while the device runs.
+    listeners: Option<Listeners>,
+}
+
+/// Who is to be told of a change.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    /// The driver.
+    pub notifier: DeviceNotifier,
+    /// The workers of the queue pairs.
+    pub pokes: Vec<EventFd>,
 }
 
 impl Default for LinkState {
@@ -73,15 +84,19 @@ impl LinkState {
     }
 
     /// Who is to be told of changes from now on.
-    pub(super) fn attach(&self, notifier: Option<DeviceNotifier>) {
-        self.reason().notifier = notifier;
+    pub(super) fn attach(&self, listeners: Option<Listeners>) {
+        self.reason().listeners = listeners;
     }
 
     fn change(&self, up: bool, reason: &Reason) {
         if self.shared.up.swap(up, Ordering::AcqRel) != up
-            && let Some(notifier) = &reason.notifier
+            && let Some(listeners) = &reason.listeners
         {
-            notifier.config_changed();
+            listeners.notifier.config_changed();
+            for poke in &listeners.pokes {
+                // A full counter is a signal, too.
+                let _ = poke.write(1);
+            }
         }
     }
 

@@ -4,10 +4,93 @@
     reason = "an iovec is a raw pointer; these types tie it to the memory it points into"
 )]
 
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 use libc::iovec;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
+
+use crate::virtio::chain::{Chain, ChainError};
+
+/// Pieces of guest memory, which is mapped for as long as this lives.
+#[derive(Debug)]
+pub(super) struct PieceList {
+    iovecs: Vec<iovec>,
+    memory: Arc<GuestMemoryMmap>,
+}
+
+// SAFETY: the pointers point into `memory`, which is Send and Sync; nothing about them belongs to a
+// thread.
+unsafe impl Send for PieceList {}
+
+impl PieceList {
+    /// An empty list of pieces of `memory`.
+    pub fn new(memory: Arc<GuestMemoryMmap>) -> Self {
+        Self {
+            iovecs: Vec::new(),
+            memory,
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.iovecs.clear();
+    }
+
+    /// Drops all but the first `count` pieces.
+    pub fn truncate(&mut self, count: usize) {
+        self.iovecs.truncate(count);
+    }
+
+    /// How many pieces there are.
+    pub fn count(&self) -> usize {
+        self.iovecs.len()
+    }
+
+    /// Appends the readable bytes of `chain` from `offset` on.
+    ///
+    /// # Errors
+    /// The chain ends before `offset`.
+    pub fn push_readable(&mut self, chain: &Chain, offset: u32) -> Result<(), ChainError> {
+        let len = chain.readable_len().saturating_sub(offset);
+        chain.readable_iovecs(&self.memory, offset, len, &mut self.iovecs)
+    }
+
+    /// Appends all writable bytes of `chain`.
+    ///
+    /// # Errors
+    /// Guest memory is not what it was.
+    pub fn push_writable(&mut self, chain: &Chain) -> Result<(), ChainError> {
+        let len = chain.writable_len();
+        chain.writable_iovecs(&self.memory, 0, len, &mut self.iovecs)
+    }
+
+    /// Makes this all of `from` behind its first `skip` bytes.
+    pub fn fill_behind(&mut self, from: &PieceList, mut skip: usize) {
+        self.clear();
+        let mut pieces = from.iovecs.iter();
+        for piece in pieces.by_ref() {
+            if skip < piece.iov_len {
+                self.iovecs.push(iovec {
+                    // Stays inside of the piece, as `skip` is less than its length.
+                    iov_base: piece.iov_base.wrapping_byte_add(skip),
+                    iov_len: piece.iov_len - skip,
+                });
+                break;
+            }
+            skip -= piece.iov_len;
+        }
+        self.iovecs.extend_from_slice(pieces.as_slice());
+    }
+
+    /// Drops the first `count` pieces.
+    pub fn drop_first(&mut self, count: usize) {
+        self.iovecs.drain(..count.min(self.iovecs.len()));
+    }
+
+    /// Writes `bytes` to the start of the first pieces, as far as there is room.
+    pub fn write(&mut self, bytes: &[u8]) {
+        PiecesMut::of_guest(self).copy_from(bytes);
+    }
+}
 
 /// Bytes to be read.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +120,6 @@ enum PlaceMut<'a> {
     Guest {
         iovecs: &'a [iovec],
         len: usize,
-        memory: PhantomData<&'a GuestMemoryMmap>,
     },
 }
 
@@ -50,9 +132,9 @@ impl<'a> Pieces<'a> {
         Self(Place::Host(bytes))
     }
 
-    /// Bytes of the guest's, `iovecs` being pieces of `memory`, which stays mapped while it is
-    /// borrowed.
-    pub(super) fn of_guest(_memory: &'a GuestMemoryMmap, iovecs: &'a [iovec]) -> Self {
+    /// Bytes of the guest's.
+    pub(super) fn of_guest(list: &'a PieceList) -> Self {
+        let iovecs = &list.iovecs;
         let len = total(iovecs);
         Self(Place::Guest { iovecs, len })
     }
@@ -111,12 +193,11 @@ impl<'a> PiecesMut<'a> {
         Self(PlaceMut::Host(bytes))
     }
 
-    /// Bytes of the guest's, as [`Pieces::of_guest`] has them.
-    pub(super) fn of_guest(_memory: &'a GuestMemoryMmap, iovecs: &'a [iovec]) -> Self {
+    /// Bytes of the guest's.
+    pub(super) fn of_guest(list: &'a mut PieceList) -> Self {
         Self(PlaceMut::Guest {
-            iovecs,
-            len: total(iovecs),
-            memory: PhantomData,
+            iovecs: &list.iovecs,
+            len: total(&list.iovecs),
         })
     }
 
@@ -155,6 +236,9 @@ impl<'a> PiecesMut<'a> {
             PlaceMut::Guest { iovecs, .. } => {
                 let mut rest = bytes;
                 for piece in *iovecs {
+                    if rest.is_empty() {
+                        break;
+                    }
                     let (now, later) = rest.split_at(rest.len().min(piece.iov_len));
                     volatile(piece).copy_from(now);
                     rest = later;
@@ -183,7 +267,7 @@ fn total(iovecs: &[iovec]) -> usize {
 
 /// A piece of guest memory as what it is: bytes that change under one's hands.
 fn volatile(piece: &iovec) -> VolatileSlice<'_> {
-    // SAFETY: the constructors were given pieces of guest memory, borrowed for longer than this, and
-    // guest memory is only accessed as volatile slices and by the kernel.
+    // SAFETY: the piece is of a `PieceList`, which keeps the memory mapped and is borrowed for longer than
+    // this; guest memory is only accessed as volatile slices and by the kernel.
     unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) }
 }
