@@ -119,6 +119,11 @@ impl Guard {
         }
     }
 
+    /// Whether it learns anything from what comes to the guest.
+    pub fn learns(&self) -> bool {
+        !self.allowed.everything() || self.own.learns()
+    }
+
     /// Whether answers of resolvers have to be seen whole ([`Guard::learn`]).
     pub fn reads_answers(&self) -> bool {
         self.allowed.has_names()
@@ -135,6 +140,11 @@ impl Guard {
     /// Whether `address` is the guest's own.
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.own.has(address)
+    }
+
+    /// Whether `address` is that of a router or a resolver.
+    pub fn is_router(&self, address: IpAddr) -> bool {
+        self.is_host(address)
     }
 
     /// Judges a frame of `len` bytes that the guest sends to the uplink and that begins with `head`.

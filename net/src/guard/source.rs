@@ -47,6 +47,10 @@ impl Own {
         self.addresses.contains(&address) || self.learned.contains(&address)
     }
 
+    pub(super) fn learns(&self) -> bool {
+        self.learns
+    }
+
     /// Routers that have told of themselves.
     pub(super) fn routers(&self) -> &VecDeque<IpAddr> {
         &self.routers

@@ -12,10 +12,14 @@ use crate::disk::SpecError;
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// A name that can't be one.
-    #[error("{0:?} can't be a network's name: letters, digits, '_', '.' and '-' are possible, at most 64 of them")]
+    #[error(
+        "{0:?} can't be a network's name: letters, digits, '_', '.' and '-' are possible, at most 64 of them"
+    )]
     Name(String),
     /// A name that a member can't have.
-    #[error("{0:?} can't be a name on a network: letters, digits, '_' and '-' are possible, with dots between them")]
+    #[error(
+        "{0:?} can't be a name on a network: letters, digits, '_' and '-' are possible, with dots between them"
+    )]
     Alias(String),
     /// A range that can't be a network's.
     #[error(transparent)]
@@ -52,7 +56,9 @@ pub enum NetworkError {
     #[error("all addresses of the network {0} are taken")]
     Full(String),
     /// The MAC address is another's.
-    #[error("the MAC address {mac} is that of {owner} on the network {name}; give another with --mac")]
+    #[error(
+        "the MAC address {mac} is that of {owner} on the network {name}; give another with --mac"
+    )]
     MacTaken {
         /// The network.
         name: String,

@@ -18,6 +18,7 @@ use super::NetworkError;
 pub struct Guarded<B> {
     inner: B,
     guard: Arc<Mutex<Guard>>,
+    learns: bool,
     /// Where frames land whose every byte is looked at, out of the guest's reach.
     buffer: Vec<u8>,
 }
@@ -25,7 +26,11 @@ pub struct Guarded<B> {
 impl<B: Backend> Guarded<B> {
     /// Puts `guard` before `inner`. The queue pairs of one device share a guard.
     pub fn new(inner: B, guard: Arc<Mutex<Guard>>) -> Self {
-        let buffer = if lock(&guard).reads_answers() {
+        let (learns, whole) = {
+            let guard = lock(&guard);
+            (guard.learns(), guard.reads_answers())
+        };
+        let buffer = if whole {
             vec![0; MAX_FRAME_LEN as usize]
         } else {
             Vec::new()
@@ -33,6 +38,7 @@ impl<B: Backend> Guarded<B> {
         Self {
             inner,
             guard,
+            learns,
             buffer,
         }
     }
@@ -43,7 +49,7 @@ impl<B: Backend> Guarded<B> {
             return self.receive_whole(landing);
         }
         let received = self.inner.receive(landing);
-        if let Received::Frame { len, .. } = &received {
+        if let (Received::Frame { len, .. }, true) = (&received, self.learns) {
             let head = landing.head();
             let head = head.get(..*len).unwrap_or(head);
             lock(&self.guard).learn(head, *len, Instant::now());
@@ -109,6 +115,10 @@ impl<B: Backend> Backend for Guarded<B> {
         }
     }
 
+    fn flush(&mut self) -> Sent {
+        self.inner.flush()
+    }
+
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
         self.receive_and_learn(landing)
     }
@@ -132,7 +142,9 @@ pub fn resolve(policy: &EgressPolicy) -> Result<Resolved, NetworkError> {
         addresses.sort();
         addresses.dedup();
         if addresses.is_empty() {
-            return Err(unresolved("it has no address that a guest can reach".to_owned()));
+            return Err(unresolved(
+                "it has no address that a guest can reach".to_owned(),
+            ));
         }
         resolved.insert(name.clone(), addresses);
     }

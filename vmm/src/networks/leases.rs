@@ -35,7 +35,9 @@ pub(super) fn take(
     let mut leases = read(folder);
     leases.extend(running.iter().map(|(id, number)| (id.clone(), *number)));
     let taken_by_another = |leases: &Leases, number: u32| {
-        leases.iter().any(|(other, taken)| other != id && *taken == number)
+        leases
+            .iter()
+            .any(|(other, taken)| other != id && *taken == number)
     };
     if let Some(number) = leases.get(id).copied()
         && subnet::host(range, number).is_some()
@@ -69,7 +71,10 @@ mod tests {
         let take = |id: &str, gone: &str| {
             take(folder.path(), range, id, &none, |other| other != gone).unwrap()
         };
-        assert_eq!((take("a", ""), take("b", ""), take("c", "")), (Some(2), Some(3), Some(4)));
+        assert_eq!(
+            (take("a", ""), take("b", ""), take("c", "")),
+            (Some(2), Some(3), Some(4))
+        );
         assert_eq!(take("a", "b"), Some(2));
         assert_eq!(take("d", "b"), Some(3));
         assert_eq!((take("e", ""), take("f", "")), (Some(5), Some(6)));
@@ -83,6 +88,9 @@ mod tests {
         let range = "10.1.0.0/24".parse().unwrap();
         let running = BTreeMap::from([("a".to_owned(), 2)]);
         std::fs::write(folder.path().join(FILE), "{").unwrap();
-        assert_eq!(take(folder.path(), range, "b", &running, |_| false).unwrap(), Some(3));
+        assert_eq!(
+            take(folder.path(), range, "b", &running, |_| false).unwrap(),
+            Some(3)
+        );
     }
 }

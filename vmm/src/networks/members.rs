@@ -139,14 +139,17 @@ impl Membership {
                 });
             }
         }
-        let ipv4 = subnet::host(network.subnet(), number).ok_or_else(|| NetworkError::Full(name()))?;
+        let ipv4 =
+            subnet::host(network.subnet(), number).ok_or_else(|| NetworkError::Full(name()))?;
         let member = Member {
             id: join.id.clone(),
             names: join.names.clone(),
             mac: join.mac,
             number,
             ipv4,
-            ipv6: network.subnet6().and_then(|range| subnet::host(range, number)),
+            ipv6: network
+                .subnet6()
+                .and_then(|range| subnet::host(range, number)),
             pid: std::process::id(),
         };
         let runtime = network.runtime();
@@ -226,7 +229,10 @@ fn make(half: &Path, member: &Member) -> io::Result<(OwnedFd, File)> {
 
 /// Where the member `id` takes connections, by way of the network's open folder.
 pub(super) fn socket_of(folder: &OwnedFd, id: &str) -> io::Result<SocketAddrUnix> {
-    Ok(SocketAddrUnix::new(short_path(folder, &format!("{id}/{SOCKET}")))?)
+    Ok(SocketAddrUnix::new(short_path(
+        folder,
+        &format!("{id}/{SOCKET}"),
+    ))?)
 }
 
 /// A socket's address holds 107 bytes of path; folders may have longer ones.
@@ -268,7 +274,11 @@ pub(super) fn ids(runtime: &Path) -> Vec<String> {
 /// The members that run.
 pub(super) fn running(runtime: &Path) -> Vec<Member> {
     let read = |id: String| read(runtime, &id).filter(|(_, lock)| lives(lock));
-    ids(runtime).into_iter().filter_map(read).map(|(member, _)| member).collect()
+    ids(runtime)
+        .into_iter()
+        .filter_map(read)
+        .map(|(member, _)| member)
+        .collect()
 }
 
 /// Removes what killed monitors left. The folder is locked, so nobody comes or goes.
@@ -277,11 +287,28 @@ fn sweep(runtime: &Path) {
         return;
     };
     for entry in entries.flatten() {
-        let half = entry.file_name().as_encoded_bytes().starts_with(HALF.as_bytes());
+        let half = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(HALF.as_bytes());
         let dead = || lock::open(&entry.path().join(LOCK), false).is_ok_and(|lock| !lives(&lock));
         if half || dead() {
             // What can't be removed is for the next one.
             let _ = staging::remove_tree(&entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+impl Membership {
+    /// Loses the lock and nothing else, as a process does that is killed.
+    pub(super) fn forget_lock(&mut self) {
+        lock::release(&self.lock);
+    }
+
+    /// Loses its socket.
+    pub(super) fn forget_listener(&mut self) {
+        let (unused, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        self.listener = unused.into();
     }
 }

@@ -11,8 +11,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casita_devices::virtio::net::backend::{Frame, MAX_FRAME_LEN, Offloads};
@@ -62,14 +62,19 @@ pub(super) struct Mesh {
     next_token: u64,
     /// Tokens of what can be read, in turns.
     ready: VecDeque<u64>,
-    packet: Vec<u8>,
+    /// A packet that has come.
+    packet: Box<[u8]>,
+    /// Its length.
+    received: usize,
+    /// A packet that goes.
+    sending: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Inbound {
     socket: OwnedFd,
     /// Whose it is, once it has said so and it was true.
-    peer: Option<Member>,
+    peer: Option<Arc<Member>>,
 }
 
 #[derive(Debug)]
@@ -94,12 +99,12 @@ enum Link {
 /// What came in.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    /// A frame from this peer; it is in the buffer that was given, from [`Mesh::frame`] on.
+    /// A frame from this peer; [`Mesh::frame`] has it.
     Frame {
         /// What is left to the receiver.
         header: VnetHeader,
         /// Whose it is.
-        peer: Member,
+        peer: Arc<Member>,
     },
     /// Something else was done, and there may be more.
     Other,
@@ -113,7 +118,12 @@ impl Mesh {
         let roster = Roster::open(&runtime, membership.member().clone())?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64;
-        epoll::add(&events, membership.listener(), data(LISTENER), epoll::EventFlags::IN)?;
+        epoll::add(
+            &events,
+            membership.listener(),
+            data(LISTENER),
+            epoll::EventFlags::IN,
+        )?;
         epoll::add(&events, roster.watch(), data(WATCH), epoll::EventFlags::IN)?;
         Ok(Self {
             membership,
@@ -123,7 +133,9 @@ impl Mesh {
             outbound: HashMap::new(),
             next_token: FIRST_SOCKET,
             ready: VecDeque::new(),
-            packet: vec![0; MAX_PACKET],
+            packet: vec![0; MAX_PACKET].into(),
+            received: 0,
+            sending: Vec::new(),
         })
     }
 
@@ -145,13 +157,9 @@ impl Mesh {
         !self.ready.is_empty()
     }
 
-    /// Whether a frame to `mac` is for a member; it is sent only if `address` is that member's.
-    pub(super) fn peer(&mut self, mac: Mac) -> Option<Member> {
-        if self.roster.known(mac).is_none() {
-            // It may have come just now.
-            self.roster.all().for_each(drop);
-        }
-        self.roster.known(mac).cloned()
+    /// The member whose guest has `mac`.
+    pub(super) fn peer(&mut self, mac: Mac) -> Option<Arc<Member>> {
+        self.roster.by_mac(mac).cloned()
     }
 
     /// Sends a frame to a peer; whether it is on its way.
@@ -169,13 +177,18 @@ impl Mesh {
         if again && !self.connect(peer, now) {
             return false;
         }
-        let mut packet = Vec::with_capacity(HEADER_LEN as usize + frame.len());
+        let mut packet = std::mem::take(&mut self.sending);
+        packet.clear();
         packet.extend(frame.header.to_wire().as_bytes());
         packet.extend(frame.head);
         let start = packet.len();
         packet.resize(start + frame.rest.len(), 0);
-        frame.rest.copy_to(packet.get_mut(start..).unwrap_or_default());
-        self.push(mac, packet, now)
+        frame
+            .rest
+            .copy_to(packet.get_mut(start..).unwrap_or_default());
+        let sent = self.push(mac, &packet, now);
+        self.sending = packet;
+        sent
     }
 
     /// Opens a socket to `peer` and says who sends.
@@ -203,15 +216,17 @@ impl Mesh {
         let open = matches!(link, Link::Open { .. });
         if self.outbound.len() > 2 * MAX_MEMBERS as usize {
             // Those that are gone have not been sent to for long.
-            self.outbound.retain(|_, out| matches!(out.link, Link::Open { .. }));
+            self.outbound
+                .retain(|_, out| matches!(out.link, Link::Open { .. }));
         }
         let id = peer.id.clone();
         self.outbound.insert(mac, Outbound { id, link });
-        open && self.push(mac, [HELLO, self.membership.member().id.as_bytes()].concat(), now)
+        let hello = [HELLO, self.membership.member().id.as_bytes()].concat();
+        open && self.push(mac, &hello, now)
     }
 
     /// Sends a packet, or puts it behind those that wait.
-    fn push(&mut self, mac: Mac, packet: Vec<u8>, now: Instant) -> bool {
+    fn push(&mut self, mac: Mac, packet: &[u8], now: Instant) -> bool {
         let Some(Outbound { link, .. }) = self.outbound.get_mut(&mac) else {
             return false;
         };
@@ -266,7 +281,8 @@ impl Mesh {
         };
         let buffer = rustix::buffer::spare_capacity(&mut events);
         if epoll::wait(&self.events, buffer, Some(&now)).is_ok() {
-            self.ready.extend(events.iter().map(|event| event.data.u64()));
+            self.ready
+                .extend(events.iter().map(|event| event.data.u64()));
         }
     }
 
@@ -296,7 +312,9 @@ impl Mesh {
         let Some(out) = self.outbound.values_mut().find(is_it) else {
             return;
         };
-        if out.link.flush(&self.events).is_err() {
+        // With nothing to send, an event means that the other end is gone.
+        let idle = matches!(&out.link, Link::Open { queue, .. } if queue.is_empty());
+        if idle || out.link.flush(&self.events).is_err() {
             if let Link::Open { socket, .. } = &out.link {
                 let _ = epoll::delete(&self.events, socket);
             }
@@ -326,7 +344,7 @@ impl Mesh {
         let (wire, frame) = WireHeader::read_from_prefix(self.packet.get(..len)?).ok()?;
         let header = VnetHeader::from_host(&wire, u32::try_from(frame.len()).ok()?).ok()?;
         let understood = OFFLOADS.contains(header.asks_for());
-        self.packet.truncate(len);
+        self.received = len;
         Some(if understood {
             Incoming::Frame { header, peer }
         } else {
@@ -336,21 +354,23 @@ impl Mesh {
 
     /// The frame that [`Mesh::receive`] has brought, for changes.
     pub(super) fn frame(&mut self) -> &mut [u8] {
-        self.packet.get_mut(HEADER_LEN as usize..).unwrap_or_default()
-    }
-
-    /// Makes room for the next frame.
-    pub(super) fn done(&mut self) {
-        self.packet.resize(MAX_PACKET, 0);
+        let frame = self.packet.get_mut(HEADER_LEN as usize..self.received);
+        frame.unwrap_or_default()
     }
 
     /// A stranger says whose it is. It is true if the process that has connected is the one that
     /// runs that VM.
     fn greet(&mut self, token: u64, len: usize) {
         let hello = self.packet.get(..len).unwrap_or_default();
-        let id = hello.strip_prefix(HELLO).and_then(|id| std::str::from_utf8(id).ok());
+        let id = hello
+            .strip_prefix(HELLO)
+            .and_then(|id| std::str::from_utf8(id).ok());
         let peer = id.and_then(|id| self.roster.by_id(id)).cloned();
-        let peer = peer.filter(|peer| self.inbound.get(&token).is_some_and(|one| is_process_of(&one.socket, peer)));
+        let peer = peer.filter(|peer| {
+            self.inbound
+                .get(&token)
+                .is_some_and(|one| is_process_of(&one.socket, peer))
+        });
         let Some(peer) = peer else {
             self.close(token);
             return;
@@ -376,7 +396,7 @@ impl Mesh {
 
 impl Link {
     /// Sends a packet, or puts it behind those that wait; false if there is no room.
-    fn push(&mut self, packet: Vec<u8>, events: &OwnedFd) -> io::Result<bool> {
+    fn push(&mut self, packet: &[u8], events: &OwnedFd) -> io::Result<bool> {
         self.flush(events)?;
         let Self::Open {
             socket,
@@ -388,7 +408,7 @@ impl Link {
             return Ok(false);
         };
         if queue.is_empty() {
-            if send(socket, &packet)? {
+            if send(socket, packet)? {
                 return Ok(true);
             }
             let data = epoll::EventData::new_u64(*token | OUT);
@@ -398,7 +418,7 @@ impl Link {
             return Ok(false);
         }
         *queued += packet.len();
-        queue.push_back(packet);
+        queue.push_back(packet.to_vec());
         Ok(true)
     }
 
@@ -453,4 +473,23 @@ fn is_process_of(socket: &OwnedFd, peer: &Member) -> bool {
         other.uid == rustix::process::geteuid()
             && u32::try_from(other.pid.as_raw_nonzero().get()).is_ok_and(|pid| pid == peer.pid)
     })
+}
+
+#[cfg(test)]
+impl Mesh {
+    /// Loses the lock, as a process does that is killed.
+    pub(super) fn forget_lock(&mut self) {
+        self.membership.forget_lock();
+    }
+
+    /// Loses its sockets, and leaves its folder as it is.
+    pub(super) fn break_off(self) -> Membership {
+        let mut membership = self.membership;
+        membership.forget_listener();
+        membership
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.inbound.len()
+    }
 }

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use casita_net::Mac;
 use rustix::fs::inotify;
@@ -25,7 +26,7 @@ pub(super) struct Roster {
 
 #[derive(Debug)]
 struct Known {
-    member: Member,
+    member: Arc<Member>,
     lock: File,
 }
 
@@ -60,34 +61,38 @@ impl Roster {
         }
     }
 
-    /// Who it is in this process.
-    pub(super) fn own(&self) -> &Member {
-        &self.own
-    }
-
-    /// Those who were there at the last look, dead ones included: for what comes too often to look
-    /// at the folder each time.
-    pub(super) fn known(&self, mac: Mac) -> Option<&Member> {
+    /// The one that has `mac`, as far as is known: nobody asks the system for each frame. It may be
+    /// gone.
+    pub(super) fn by_mac(&mut self, mac: Mac) -> Option<&Arc<Member>> {
+        if self.stale {
+            self.read();
+        }
         let mut known = self.known.iter();
-        known.find(|known| known.member.mac() == mac).map(|known| &known.member)
+        known
+            .find(|known| known.member.mac() == mac)
+            .map(|known| &known.member)
     }
 
     /// The member that has `address` and lives.
-    pub(super) fn by_address(&mut self, address: IpAddr) -> Option<&Member> {
-        self.living(|member| member.has(address)).next()
+    pub(super) fn by_address(&mut self, address: IpAddr) -> Option<&Arc<Member>> {
+        self.living(move |member| member.has(address)).next()
     }
 
     /// The member with this ID that lives.
-    pub(super) fn by_id(&mut self, id: &str) -> Option<&Member> {
-        self.living(|member| member.id == id).next()
+    pub(super) fn by_id(&mut self, id: &str) -> Option<&Arc<Member>> {
+        let id = id.to_owned();
+        self.living(move |member| member.id == id).next()
     }
 
     /// All that live.
-    pub(super) fn all(&mut self) -> impl Iterator<Item = &Member> {
+    pub(super) fn all(&mut self) -> impl Iterator<Item = &Arc<Member>> {
         self.living(|_| true)
     }
 
-    fn living(&mut self, wanted: impl Fn(&Member) -> bool) -> impl Iterator<Item = &Member> {
+    fn living<'a>(
+        &'a mut self,
+        wanted: impl Fn(&Member) -> bool + 'a,
+    ) -> impl Iterator<Item = &'a Arc<Member>> {
         // The event may not have been taken off yet.
         self.notice();
         if self.stale {
@@ -104,10 +109,15 @@ impl Roster {
         self.stale = false;
         let before = std::mem::take(&mut self.known);
         let read = |id: String| members::read(&self.folder, &id);
-        let others = members::ids(&self.folder).into_iter().filter(|id| *id != self.own.id);
+        let others = members::ids(&self.folder)
+            .into_iter()
+            .filter(|id| *id != self.own.id);
         let mut found: Vec<Known> = others
             .filter_map(read)
-            .map(|(member, lock)| Known { member, lock })
+            .map(|(member, lock)| Known {
+                member: Arc::new(member),
+                lock,
+            })
             .collect();
         // Who was there before goes first.
         found.sort_by_key(|new| {
@@ -116,7 +126,11 @@ impl Roster {
         for new in found {
             let clashes = |other: &Member| {
                 other.mac == new.member.mac
-                    || new.member.addresses().iter().any(|address| other.has(*address))
+                    || new
+                        .member
+                        .addresses()
+                        .iter()
+                        .any(|address| other.has(*address))
             };
             let taken = clashes(&self.own) || self.known.iter().any(|known| clashes(&known.member));
             if !taken {

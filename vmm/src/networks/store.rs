@@ -168,8 +168,7 @@ impl Networks {
     /// # Errors
     /// If they can't be read. What is no network is left out.
     pub fn list(&self) -> Result<Vec<Network>, NetworkError> {
-        let entries =
-            fs::read_dir(&self.folder).map_err(NetworkError::io("read", &self.folder))?;
+        let entries = fs::read_dir(&self.folder).map_err(NetworkError::io("read", &self.folder))?;
         let mut networks: Vec<Network> = entries
             .flatten()
             .filter_map(|entry| self.get(entry.file_name().to_str()?).ok()?)
@@ -212,10 +211,18 @@ impl Networks {
         let _lock = self.lock()?;
         let network = self.find(name)?;
         let others = network.members();
-        let running: BTreeMap<String, u32> =
-            others.iter().map(|other| (other.id.clone(), other.number)).collect();
+        let running: BTreeMap<String, u32> = others
+            .iter()
+            .map(|other| (other.id.clone(), other.number))
+            .collect();
         let exists = |id: &str| self.vms.join(id).exists();
-        let number = leases::take(&network.folder, network.subnet(), &join.id, &running, exists)?;
+        let number = leases::take(
+            &network.folder,
+            network.subnet(),
+            &join.id,
+            &running,
+            exists,
+        )?;
         let number = number.ok_or_else(|| NetworkError::Full(name.to_owned()))?;
         Membership::enter(&network, join, number, &others)
     }
@@ -235,7 +242,11 @@ impl Networks {
             return;
         };
         for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(HALF.as_bytes()) {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(HALF.as_bytes())
+            {
                 // What can't be removed is for the next one.
                 let _ = staging::remove_tree(&entry.path());
             }

@@ -8,7 +8,9 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MacAddress;
-use super::layout::{F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_RX_EXTRA, F_MQ, ctrl};
+use super::layout::{
+    F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_RX_EXTRA, F_MQ, ctrl,
+};
 use super::shared::{Shared, hash_bit, mode};
 use crate::event_loop::{Control, Handler, Interest, Source};
 use crate::virtio::chain::{Chain, ChainError};

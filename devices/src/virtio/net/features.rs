@@ -24,7 +24,11 @@ pub(super) const ALWAYS: u64 = F_MAC
 /// The features that say what a back end can do.
 pub(super) fn of_abilities(abilities: Abilities) -> u64 {
     let bit = |offloads: Offloads, offload, feature| {
-        if offloads.contains(offload) { feature } else { 0 }
+        if offloads.contains(offload) {
+            feature
+        } else {
+            0
+        }
     };
     let Abilities {
         from_guest: from,

@@ -125,7 +125,9 @@ pub enum NetError {
         count: usize,
     },
     /// The host's kernel serves the queues, and knows no limits.
-    #[error("{name}: traffic that the host's kernel serves (vhost-net) cannot be limited; switch one of both off")]
+    #[error(
+        "{name}: traffic that the host's kernel serves (vhost-net) cannot be limited; switch one of both off"
+    )]
     RateWithVhost {
         /// The device.
         name: String,
@@ -349,7 +351,9 @@ impl VirtioDevice for Net {
         };
         if state.queue_pairs != self.pairs() {
             let (has, had) = (self.pairs(), state.queue_pairs);
-            return Err(mismatch(format!("it has {has} queue pairs, the saved device had {had}")));
+            return Err(mismatch(format!(
+                "it has {has} queue pairs, the saved device had {had}"
+            )));
         }
         if state.mtu != self.config.mtu {
             return Err(mismatch("its MTU is not the saved one's".to_owned()));
@@ -357,10 +361,15 @@ impl VirtioDevice for Net {
         if let Some(told) = &state.told {
             let offloads = Offloads::from_bits(told.to_guest);
             if offloads.bits() != told.to_guest || !self.abilities.to_guest.contains(offloads) {
-                return Err(mismatch("its back end lacks offloads that the driver takes".to_owned()));
+                return Err(mismatch(
+                    "its back end lacks offloads that the driver takes".to_owned(),
+                ));
             }
             if !(1..=self.pairs()).contains(&told.active_pairs) {
-                return Err(mismatch(format!("{} queue pairs in use", told.active_pairs)));
+                return Err(mismatch(format!(
+                    "{} queue pairs in use",
+                    told.active_pairs
+                )));
             }
         }
         self.config.mac = state.mac;

@@ -117,10 +117,7 @@ pub struct PiecesMut<'a>(PlaceMut<'a>);
 #[derive(Debug)]
 enum PlaceMut<'a> {
     Host(&'a mut [u8]),
-    Guest {
-        iovecs: &'a [iovec],
-        len: usize,
-    },
+    Guest { iovecs: &'a [iovec], len: usize },
 }
 
 // SAFETY: as for `Pieces`.

@@ -107,13 +107,13 @@ impl Receiver {
 
     /// Takes chains until the longest frame that may come has room. False if the driver has too few.
     fn hold(&mut self, to_guest: Offloads) -> Result<bool, QueueError> {
-        let longest = if to_guest & (Offloads::TSO4 | Offloads::TSO6 | Offloads::USO) == Offloads::NONE
-        {
-            // An Ethernet header and a VLAN tag.
-            self.mtu + 18
-        } else {
-            MAX_FRAME_LEN
-        };
+        let longest =
+            if to_guest & (Offloads::TSO4 | Offloads::TSO6 | Offloads::USO) == Offloads::NONE {
+                // An Ethernet header and a VLAN tag.
+                self.mtu + 18
+            } else {
+                MAX_FRAME_LEN
+            };
         let wanted = u64::from(HEADER_LEN + longest);
         // A driver with a small ring may never have that much out; half of the ring is enough.
         let many = usize::from(self.started.queue.size() / 2).max(1);

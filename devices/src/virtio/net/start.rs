@@ -178,7 +178,9 @@ impl Net {
     ) -> Result<(), ActivateError> {
         let throttle = |direction: usize| {
             let bucket = buckets.and_then(|buckets| buckets.get(direction));
-            bucket.map(|bucket| Throttle::new(Arc::clone(bucket))).transpose()
+            bucket
+                .map(|bucket| Throttle::new(Arc::clone(bucket)))
+                .transpose()
         };
         let no_timer = self.refused("no timer is to be had");
         let (rx_throttle, tx_throttle) = (
@@ -202,7 +204,9 @@ impl Net {
             return Err(self.refused("its back end refuses its offloads")(error));
         }
         let events = self.events(index, parts, running)?;
-        running.pairs.push(events.add(pair).map_err(self.not_added())?);
+        running
+            .pairs
+            .push(events.add(pair).map_err(self.not_added())?);
         Ok(())
     }
 
@@ -243,7 +247,9 @@ impl Net {
             // The kernel serves both or none.
             (rx, tx) => {
                 let idle = rx.into_iter().chain(tx).map(lent);
-                running.idle.extend(idle.map(|lent| (lent.index, lent.state)));
+                running
+                    .idle
+                    .extend(idle.map(|lent| (lent.index, lent.state)));
                 return Ok(());
             }
         };
@@ -260,7 +266,13 @@ impl Net {
             return Err(self.refused("its tap device is lost")(gone));
         };
         let common = (&parts.shared, &parts.memory);
-        let lender = Lender::start(index, pair, [lent(rx), lent(tx)], common, (&interrupt, poke));
+        let lender = Lender::start(
+            index,
+            pair,
+            [lent(rx), lent(tx)],
+            common,
+            (&interrupt, poke),
+        );
         let failed = self.refused("vhost-net cannot start");
         match lender {
             Ok(mut lender) => match lender.look() {
@@ -288,14 +300,20 @@ impl Net {
         let lost = |error: EventLoopError| {
             log::error!("{}: a worker cannot be stopped: {error}", self.name);
         };
-        let control = running.control.map(|control| control.remove().map_err(lost));
+        let control = running
+            .control
+            .map(|control| control.remove().map_err(lost));
         if let Some(Ok(control)) = control {
             states.push((control.started.index, control.started.queue.into_state()));
         }
         let pairs = running.pairs.into_iter();
-        let pairs: Vec<_> = pairs.filter_map(|pair| pair.remove().map_err(lost).ok()).collect();
+        let pairs: Vec<_> = pairs
+            .filter_map(|pair| pair.remove().map_err(lost).ok())
+            .collect();
         let lenders = running.lenders.into_iter();
-        let lenders: Vec<_> = lenders.filter_map(|one| one.remove().map_err(lost).ok()).collect();
+        let lenders: Vec<_> = lenders
+            .filter_map(|one| one.remove().map_err(lost).ok())
+            .collect();
         for pair in pairs {
             let stopped = pair.stop();
             states.extend(stopped.states);

@@ -122,7 +122,9 @@ impl Stream {
             let mut nowhere = Landing::new(&mut [], PiecesMut::of_bytes(&mut []));
             let place = (&mut nowhere, 0, 0);
             let socket = self.socket.as_fd();
-            let count = self.vector.read(socket, Kind::Socket, &mut [], place, room)?;
+            let count = self
+                .vector
+                .read(socket, Kind::Socket, &mut [], place, room)?;
             self.ahead_end += some(count)?;
         }
     }
@@ -138,7 +140,9 @@ impl Stream {
         let ahead = self.ahead.as_mut_slice();
         let place = (landing, from, len);
         let socket = self.socket.as_fd();
-        let read = self.vector.read(socket, Kind::Socket, &mut [], place, ahead);
+        let read = self
+            .vector
+            .read(socket, Kind::Socket, &mut [], place, ahead);
         let there = from + some(read?)?;
         (self.ahead_start, self.ahead_end) = (0, there.saturating_sub(len));
         Ok(there.min(len))

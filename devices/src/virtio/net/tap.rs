@@ -176,7 +176,9 @@ impl Backend for Tap {
     fn send(&mut self, frame: &Frame<'_>) -> Sent {
         let header = frame.header.to_wire();
         let file = self.file.as_fd();
-        let written = self.vector.write(file, Kind::Device, header.as_bytes(), frame);
+        let written = self
+            .vector
+            .write(file, Kind::Device, header.as_bytes(), frame);
         match written {
             Ok(_) => Sent::Done,
             Err(error) => match error.raw_os_error() {
@@ -232,7 +234,9 @@ fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
         (Offloads::ECN, TUN_F_TSO_ECN),
         (Offloads::USO, TUN_F_USO4 | TUN_F_USO6),
     ];
-    let chosen = flags.iter().filter(|(offload, _)| offloads.contains(*offload));
+    let chosen = flags
+        .iter()
+        .filter(|(offload, _)| offloads.contains(*offload));
     let value = chosen.fold(0, |all, (_, flag)| all | flag);
     // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, value) };

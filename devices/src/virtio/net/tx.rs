@@ -25,7 +25,9 @@ const MAX_PIECES: usize = libc::UIO_MAXIOV as usize - 4;
 /// Why a frame was not sent.
 #[derive(Debug, thiserror::Error)]
 enum FrameError {
-    #[error("a chain of {0} bytes has no frame of {MIN_FRAME_LEN} to {MAX_FRAME_LEN} bytes behind its header")]
+    #[error(
+        "a chain of {0} bytes has no frame of {MIN_FRAME_LEN} to {MAX_FRAME_LEN} bytes behind its header"
+    )]
     Length(u32),
     #[error("a frame is in {0} pieces")]
     Pieces(usize),

@@ -37,8 +37,7 @@ const SET_VRING_ERR: libc::c_ulong = 0x4008_af22;
 const NET_SET_BACKEND: libc::c_ulong = 0x4008_af30;
 
 /// Features of rings and buffers that the kernel has to have, as they are offered to the driver.
-const NEEDED: u64 =
-    feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC | F_MRG_RXBUF;
+const NEEDED: u64 = feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC | F_MRG_RXBUF;
 
 /// Regions of guest memory that the kernel takes at least.
 const MAX_REGIONS: usize = 64;
@@ -151,7 +150,10 @@ impl VhostPair {
             let addr = memory.get_host_address(GuestAddress(addr));
             addr.map(|addr| addr as u64).map_err(|_| VhostError::Memory)
         };
-        let mut num = VringState { index: ring, num: size };
+        let mut num = VringState {
+            index: ring,
+            num: size,
+        };
         self.pointer(SET_VRING_NUM, &mut num, "a queue's size")?;
         let mut base = VringState {
             index: ring,
@@ -358,7 +360,13 @@ impl Lender {
     /// Takes the queues back.
     pub fn stop(self) -> Returned {
         let mut states = Vec::new();
-        for (ring, LentQueue { index, mut state, .. }) in (0..).zip(self.queues) {
+        for (
+            ring,
+            LentQueue {
+                index, mut state, ..
+            },
+        ) in (0..).zip(self.queues)
+        {
             match self.pair.take_back(ring) {
                 Ok(next) => {
                     // Everything that the kernel has taken it has also given back.
