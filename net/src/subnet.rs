@@ -84,8 +84,8 @@ pub fn host(range: Cidr, number: u32) -> Option<IpAddr> {
 
 /// The number that the gateway of each range has.
 pub const GATEWAY: u32 = 1;
-/// The first that members get.
-const FIRST_MEMBER: u32 = 2;
+/// The first that members get: the ones before it are for what stands beside the gateway.
+const FIRST_MEMBER: u32 = 4;
 /// As many members as a network has at most.
 pub const MAX_MEMBERS: u32 = 1022;
 
@@ -158,9 +158,9 @@ mod tests {
         while let Some(number) = free_member(range, &taken) {
             taken.insert(number);
         }
-        assert_eq!(taken, (2..=6).collect());
-        taken.remove(&4);
-        assert_eq!(free_member(range, &taken), Some(4));
+        assert_eq!(taken, (4..=6).collect());
+        taken.remove(&5);
+        assert_eq!(free_member(range, &taken), Some(5));
         assert_eq!(host(range, 4), Some("10.1.0.4".parse().unwrap()));
         assert_eq!(host(range, 8), None);
         assert_eq!(host(cidr("fd00::/64"), 4), Some("fd00::4".parse().unwrap()));

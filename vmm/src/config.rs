@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use casita_net::EgressPolicy;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -158,6 +159,12 @@ pub struct MachineConfig {
     pub stop_timeout: Option<Period>,
     /// The command's resource limits, as `NAME=SOFT[:HARD]`.
     pub ulimit: Vec<Ulimit>,
+    /// The network of the user's VMs that it is on.
+    pub network: Option<String>,
+    /// More names that it has there.
+    pub network_alias: Vec<String>,
+    /// What it may reach outside; everything if nothing is said.
+    pub egress: Option<EgressPolicy>,
 }
 
 /// Why a machine file was refused.
@@ -309,6 +316,9 @@ impl MachineConfig {
             stop_signal: over.stop_signal.or(self.stop_signal),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),
             ulimit: [self.ulimit, over.ulimit].concat(),
+            network: over.network.or(self.network),
+            network_alias: [self.network_alias, over.network_alias].concat(),
+            egress: over.egress.or(self.egress),
         }
     }
 
@@ -506,6 +516,9 @@ mod tests {
             stop_signal: Some("RTMIN+3".parse().unwrap()),
             stop_timeout: Some("1m".parse().unwrap()),
             ulimit: vec!["nofile=1:unlimited".parse().unwrap()],
+            network: Some("backend".to_owned()),
+            network_alias: vec!["db".to_owned()],
+            egress: Some("10.0.0.0/8,db.example:5432/tcp".parse().unwrap()),
             ..MachineConfig::default()
         };
         for config in [config, MachineConfig::default()] {

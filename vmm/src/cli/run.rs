@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casita_devices::stamp::monotonic_ns;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::process_args::{ProcessArgs, complete_env};
@@ -27,6 +28,7 @@ use crate::volume::{TmpfsSpec, VolumeSpec};
 const PROCESS: &str = "Process";
 const LIFE: &str = "Life";
 const STORAGE: &str = "Storage";
+const NETWORK: &str = "Network";
 const MACHINE: &str = "Machine";
 
 /// Options of `casita run`.
@@ -100,6 +102,16 @@ pub struct RunArgs {
     /// Mount a file system in memory; can be given many times
     #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
     tmpfs: Vec<TmpfsSpec>,
+    /// Be on a network of casita network create: its VMs reach each other by name
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network: Option<String>,
+    /// One more name on that network; can be given many times
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network_alias: Vec<String>,
+    /// What the guest may reach outside: all, none, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT,
+    /// each with /tcp or /udp behind it if need be [default: all]
+    #[arg(long, value_name = "all|none|ITEM,ITEM...", help_heading = NETWORK)]
+    egress: Option<EgressPolicy>,
     #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"), help_heading = MACHINE)]
     memory: Option<MemorySize>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
@@ -187,6 +199,9 @@ impl RunArgs {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
             ulimit: self.ulimit.clone(),
+            network: self.network.clone(),
+            network_alias: self.network_alias.clone(),
+            egress: self.egress.clone(),
         });
         if let Some(name) = &config.name {
             vm_name(name)?;

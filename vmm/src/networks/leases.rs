@@ -71,26 +71,22 @@ mod tests {
         let take = |id: &str, gone: &str| {
             take(folder.path(), range, id, &none, |other| other != gone).unwrap()
         };
-        assert_eq!(
-            (take("a", ""), take("b", ""), take("c", "")),
-            (Some(2), Some(3), Some(4))
-        );
-        assert_eq!(take("a", "b"), Some(2));
-        assert_eq!(take("d", "b"), Some(3));
-        assert_eq!((take("e", ""), take("f", "")), (Some(5), Some(6)));
-        assert_eq!(take("g", ""), None);
-        assert_eq!(take("g", "c"), Some(4));
+        assert_eq!((take("a", ""), take("b", "")), (Some(4), Some(5)));
+        assert_eq!(take("a", "b"), Some(4));
+        assert_eq!(take("c", "b"), Some(5));
+        assert_eq!((take("d", ""), take("e", "")), (Some(6), None));
+        assert_eq!(take("e", "c"), Some(5));
     }
 
     #[test]
     fn numbers_of_those_who_run_are_taken_even_if_the_file_is_lost() {
         let folder = tempfile::tempdir().unwrap();
         let range = "10.1.0.0/24".parse().unwrap();
-        let running = BTreeMap::from([("a".to_owned(), 2)]);
+        let running = BTreeMap::from([("a".to_owned(), 4)]);
         std::fs::write(folder.path().join(FILE), "{").unwrap();
         assert_eq!(
             take(folder.path(), range, "b", &running, |_| false).unwrap(),
-            Some(3)
+            Some(5)
         );
     }
 }

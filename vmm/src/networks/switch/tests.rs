@@ -292,7 +292,7 @@ fn addresses_of_members_are_told_here_and_others_by_the_uplink() {
     assert!(matches!(a.arp(own), Sent::Done));
     assert!(a.left().is_none() && a.take().is_none());
     drop(b);
-    assert!(matches!(a.arp("10.77.0.3".parse().unwrap()), Sent::Done));
+    assert!(matches!(a.arp("10.77.0.5".parse().unwrap()), Sent::Done));
     assert!(a.take().is_none(), "it is gone");
 }
 
@@ -544,11 +544,11 @@ fn a_peer_that_was_killed_is_not_found_and_is_when_it_is_back() {
     b.switch.mesh.forget_lock();
     let Port { switch, .. } = b;
     std::mem::forget(switch.mesh.break_off());
-    assert!(matches!(a.arp("10.77.0.3".parse().unwrap()), Sent::Done));
+    assert!(matches!(a.arp("10.77.0.5".parse().unwrap()), Sent::Done));
     assert_eq!(a.take(), None);
     assert!(matches!(a.send(&frame), Sent::Dropped));
     let mut b = yard.port("b", 2);
-    assert_eq!(b.ipv4, "10.77.0.3".parse::<Ipv4Addr>().unwrap());
+    assert_eq!(b.ipv4, "10.77.0.5".parse::<Ipv4Addr>().unwrap());
     assert!(matches!(a.arp(b.ipv4), Sent::Done));
     assert!(a.take().is_some());
     let deadline = Instant::now() + Duration::from_secs(20);
