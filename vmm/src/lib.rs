@@ -22,6 +22,7 @@ pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod monitor;
+pub mod net;
 pub mod networks;
 pub mod platform;
 pub mod process_config;

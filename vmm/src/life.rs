@@ -20,6 +20,7 @@ use crate::config::{BootMode, MachineConfig};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Ended, MonitorError, OnGivenUp, VmRun};
+use crate::net::Identity;
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::time::now;
@@ -199,6 +200,10 @@ fn run_once(
         console_log: console_log(vm)?,
         check_kvm: !vm.record().skip_kvm_check,
         on_started: Some(Box::new(started)),
+        identity: Identity {
+            id: vm.record().id.to_string(),
+            before: vm.state().network,
+        },
         on_given_up,
         stats: around.stats,
     });

@@ -22,10 +22,11 @@ use thiserror::Error;
 
 use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
+use crate::net::{NetDevice, NetworkState};
 use crate::share::Share;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
-use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
+use crate::vm_stats::{self, BlockStats, MemoryStats, NetStats, VmStats};
 pub use command::{Answer, Command, Ended, Reply};
 
 /// What can happen to a machine that its owner must know.
@@ -179,6 +180,8 @@ pub struct Devices {
     pub shares: Vec<Share>,
     /// What keeps the volumes among these directories from being removed.
     pub holds: Vec<File>,
+    /// The network device, if there is one, and what serves it.
+    pub net: Option<NetDevice>,
 }
 
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
@@ -194,6 +197,8 @@ pub struct Machine {
     pub io: EventLoop,
     /// KVM's part, and guest memory.
     pub vm: Vm,
+    /// The network, as it was made.
+    pub network: NetworkState,
     /// For those who tell.
     pub sender: EventSender,
     /// What they told.
@@ -310,6 +315,7 @@ impl Machine {
             block: disks
                 .map(|(name, traffic)| BlockStats::of(name, traffic))
                 .collect(),
+            net: self.devices.net.iter().map(NetStats::of).collect(),
             uptime_ms: u64::try_from(running.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: running.threads.iter().map(VcpuThread::exits).sum(),
         }

@@ -1,10 +1,13 @@
 //! `casita run`.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casita_devices::stamp::monotonic_ns;
+use casita_devices::token_bucket::Rate;
+use casita_devices::virtio::net::MacAddress;
 use casita_net::EgressPolicy;
 use clap::Args;
 
@@ -18,6 +21,8 @@ use crate::disk::{self, DiskSpec};
 use crate::images::{self, PullPolicy};
 use crate::life::{self, Surroundings};
 use crate::monitor::{Attachment, Ended};
+use crate::net;
+use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec, parse_mac};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
@@ -41,7 +46,7 @@ Ctrl-] at its terminal.
 
 Examples:
   casita run --rm -it debian bash              a shell in an image, pulled if it is missing
-  casita run -d --name web nginx               left alone: casita logs, exec and stop web
+  casita run -d --name web -p 8080:80 nginx    left alone: casita logs, exec and stop web
   casita run --rm -v data:/srv -v ./src:/src:ro debian ls /srv /src
   casita run --rm debian sort < words.txt      a pipe or file is the command's input
   casita run -m 1G -c 2 -- uname -a            a command in the built-in image
@@ -102,6 +107,34 @@ pub struct RunArgs {
     /// Mount a file system in memory; can be given many times
     #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
     tmpfs: Vec<TmpfsSpec>,
+    /// What the network device leads to: user (connections made by passt, which takes no right),
+    /// tap[:NAME], bridge:NAME, or none; with ,mac=MAC and ,mtu=N, and for the middle two
+    /// ,netns=NAME|PATH and ,queues=N [default: user]
+    #[arg(long, value_name = "NETWORK", help_heading = NETWORK)]
+    net: Option<NetSpec>,
+    /// Lead a port of the host's to one of the guest's, or a range to a range; without HOST one that
+    /// is free; can be given many times
+    #[arg(short, long, value_name = "[IP:][HOST:]GUEST[/udp]", help_heading = NETWORK)]
+    publish: Vec<PortSpec>,
+    /// Publish all ports that the image exposes, at free ports of the host's
+    #[arg(short = 'P', long, help_heading = NETWORK)]
+    publish_all: bool,
+    /// Address of the guest, with the length of its network's prefix and the router in it; can be
+    /// given for IPv4 and IPv6 [default: one that suits the network]
+    #[arg(long, value_name = "ADDRESS[/PREFIX][,gw=ADDRESS]", help_heading = NETWORK)]
+    ip: Vec<IpSpec>,
+    /// Name server of the guest; can be given many times [default: the host's]
+    #[arg(long, value_name = "ADDRESS", help_heading = NETWORK)]
+    dns: Vec<IpAddr>,
+    /// MAC address of the network device [default: made from the VM's ID]
+    #[arg(long, value_name = "MAC", value_parser = parse_mac, help_heading = NETWORK)]
+    mac: Option<MacAddress>,
+    /// MTU of the network device, in bytes [default: 65520 with passt, else the tap device's]
+    #[arg(long, value_name = "N", help_heading = NETWORK)]
+    mtu: Option<Mtu>,
+    /// The most that goes through the network device a second, in each direction
+    #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = NETWORK)]
+    net_rate: Option<Rate>,
     /// Be on a network of casita network create: its VMs reach each other by name
     #[arg(long, value_name = "NAME", help_heading = NETWORK)]
     network: Option<String>,
@@ -199,6 +232,15 @@ impl RunArgs {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
             ulimit: self.ulimit.clone(),
+            net: self.net.clone(),
+            ip: self.ip.clone(),
+            mac: self.mac,
+            mtu: self.mtu,
+            dns: self.dns.clone(),
+            publish: self.publish.clone(),
+            publish_all: self.publish_all,
+            exposed: Vec::new(),
+            net_rate: self.net_rate,
             network: self.network.clone(),
             network_alias: self.network_alias.clone(),
             egress: self.egress.clone(),
@@ -209,6 +251,7 @@ impl RunArgs {
         config.env = complete_env(&config.env)?;
         config.check_process()?;
         check_plain(&config)?;
+        net::check(&config)?;
         Ok(config)
     }
 }
