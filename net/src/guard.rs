@@ -124,9 +124,10 @@ impl Guard {
         !self.allowed.everything() || self.own.learns()
     }
 
-    /// Whether answers of resolvers have to be seen whole ([`Guard::learn`]).
+    /// Whether frames to the guest have to be seen whole ([`Guard::learn`]): the ends of answers of
+    /// resolvers and of DHCP say something, too.
     pub fn reads_answers(&self) -> bool {
-        self.allowed.has_names()
+        self.allowed.has_names() || self.own.learns()
     }
 
     /// Whether the frame is from this guest, as it says, and is none that guests do not send.

@@ -187,8 +187,11 @@ impl Own {
         }
         match &packet.upper {
             Upper::Udp(udp) if udp.source == 67 && udp.destination == 68 => {
-                if let Some(address) = acknowledged(udp, self.mac) {
+                if let Some((address, router)) = acknowledged(udp, self.mac) {
                     remember(&mut self.learned, address.into());
+                    if let Some(router) = router {
+                        remember(&mut self.routers, router.into());
+                    }
                 }
             }
             Upper::Icmp6(icmp) if icmp.kind == ROUTER_ADVERTISEMENT && packet.hops == 255 => {
@@ -263,14 +266,39 @@ pub(super) fn is_dhcp_client(udp: &Udp<'_>) -> bool {
     matches!(udp.destination, 67 | 547)
 }
 
-/// The address that a server of DHCP gives to `mac` with this message (RFC 2131).
-fn acknowledged(udp: &Udp<'_>, mac: Mac) -> Option<Ipv4Addr> {
+/// The address that a server of DHCP gives to `mac` with this message, and the first router that it
+/// tells of (RFC 2131, RFC 2132).
+fn acknowledged(udp: &Udp<'_>, mac: Mac) -> Option<(Ipv4Addr, Option<Ipv4Addr>)> {
     const ANSWER: [u8; 3] = [2, 1, 6];
     const COOKIE: [u8; 4] = [99, 130, 83, 99];
+    const ROUTER: u8 = 3;
     let data = udp.data;
-    let fits =
-        data.get(..3)? == ANSWER && data.get(28..34)? == mac.0 && data.get(236..240)? == COOKIE;
-    let &[a, b, c, d] = data.get(16..20)?.first_chunk()?;
-    let address = Ipv4Addr::new(a, b, c, d);
-    (fits && is_station(address.into())).then_some(address)
+    let own = data.get(..3)? == ANSWER && data.get(28..34)? == mac.0;
+    let &bytes = data.get(16..20)?.first_chunk::<4>()?;
+    let address = Ipv4Addr::from(bytes);
+    if !own || !is_station(address.into()) {
+        return None;
+    }
+    // The options may be behind what is at hand.
+    let options = data.get(236..).and_then(|rest| rest.strip_prefix(&COOKIE));
+    let router = options.and_then(|options| option(options, ROUTER));
+    let router = router.and_then(|value| value.first_chunk::<4>().copied());
+    Some((address, router.map(Ipv4Addr::from)))
+}
+
+/// The value of an option of DHCP.
+fn option(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
+    loop {
+        options = match *options {
+            [0, ref rest @ ..] => rest,
+            [kind, len, ref rest @ ..] if kind != 255 => {
+                let (value, rest) = rest.split_at_checked(usize::from(len))?;
+                if kind == wanted {
+                    return Some(value);
+                }
+                rest
+            }
+            _ => return None,
+        };
+    }
 }

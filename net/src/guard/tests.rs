@@ -337,6 +337,8 @@ fn addresses_from_elsewhere_become_the_guests_own() {
     assert!(!bench.passes(&v4));
     let mut message = dhcp(2, MAC);
     message[16..20].copy_from_slice(&[10, 0, 0, 7]);
+    message.truncate(240);
+    message.extend([53, 1, 5, 0, 3, 4, 10, 0, 0, 9, 255]);
     let offer = |message: &[u8]| inward("10.0.0.1", "255.255.255.255", 17, &udp(67, 68, message));
     let mut others = message.clone();
     others[28..34].copy_from_slice(&ROUTER.0);
@@ -344,6 +346,7 @@ fn addresses_from_elsewhere_become_the_guests_own() {
     assert!(!bench.passes(&v4), "an answer to somebody else");
     bench.gets(&offer(&message));
     assert!(bench.passes(&v4));
+    assert!(bench.guard.is_router("10.0.0.9".parse().unwrap()));
     let prefix: Ipv6Addr = "2001:db8:1::".parse().unwrap();
     let option = [&[3, 4, 64, 0xc0][..], &[0; 12], &prefix.octets()].concat();
     bench.gets(&inward(

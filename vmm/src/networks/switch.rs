@@ -38,6 +38,8 @@ pub struct SwitchConfig {
     pub gateways: Vec<IpAddr>,
     /// Whom the guest asks for names. What is no member's is asked of the uplink.
     pub resolvers: Vec<IpAddr>,
+    /// Whether there is anybody behind them.
+    pub forwards: bool,
     /// What may leave the network.
     pub policy: EgressPolicy,
     /// What the policy's names mean.
@@ -78,7 +80,7 @@ impl Switch {
         let network = membership.network().clone();
         let mut addresses = own.addresses();
         addresses.extend(config.addresses);
-        let closed = config.policy == EgressPolicy::None;
+        let closed = config.policy == EgressPolicy::None || !config.forwards;
         let guard = Guard::new(GuardConfig {
             mac: Some(Mac(own.mac.0)),
             addresses,

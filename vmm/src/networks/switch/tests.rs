@@ -107,6 +107,7 @@ impl Yard {
         let config = SwitchConfig {
             gateways: vec![gateway],
             resolvers: vec![gateway],
+            forwards: true,
             policy: policy.parse().unwrap(),
             ..SwitchConfig::default()
         };
