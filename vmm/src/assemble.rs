@@ -179,7 +179,7 @@ pub fn assemble(
     }
     stats.stage("kvm-opened", monotonic_ns());
 
-    let network = net::prepare(config, &around.identity)?;
+    let network = net::prepare(config, &around.identity, around.dirs)?;
     let told = network.as_ref();
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
@@ -217,7 +217,7 @@ pub fn assemble(
     let mut network_state = NetworkState::none();
     let mut net = None;
     if let Some(network) = network {
-        let (device, handles, state) = network.device(None)?;
+        let (device, handles, state) = network.device()?;
         virtio.plug_in(Box::new(device))?;
         (net, network_state) = (Some(handles), state);
     }

@@ -197,6 +197,7 @@ fn run_once(
         on_started: Some(Box::new(started)),
         identity: Identity {
             id: vm.record().id.to_string(),
+            name: vm.record().name.clone(),
             before: vm.state().network,
         },
         on_given_up,

@@ -31,6 +31,8 @@ use crate::images::{self, ImagesError};
 use crate::link::{LinkError, LinkEvent};
 use crate::machine::{self, Event, Outcome, events};
 use crate::monitor::ConsoleLog;
+use crate::net::Identity;
+use crate::net::spec::{NetMode, NetSpec};
 use crate::stats::RunStats;
 
 /// How long a guest may take to boot and to get its files.
@@ -120,6 +122,10 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         env: order.env.clone(),
         workdir: order.workdir.clone(),
         user: order.user.clone(),
+        net: Some(NetSpec {
+            mode: NetMode::None,
+            ..NetSpec::default()
+        }),
         ..MachineConfig::default()
     };
     Ok(match &order.image {
@@ -174,6 +180,7 @@ fn run(
             sender: sender.clone(),
             events: receiver,
             check_kvm: order.check_kvm,
+            identity: Identity::default(),
             stats: RunStats::default(),
         },
     )?;
