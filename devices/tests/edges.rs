@@ -33,9 +33,13 @@ fn in_ram(addr: u64, len: u64) -> bool {
 
 /// Every address that is within `near` bytes of an edge of RAM or of the address space.
 fn addresses(near: u64) -> impl Iterator<Item = u64> {
-    let edges = RAM.into_iter().flat_map(|(start, len)| [start, start + len]);
+    let edges = RAM
+        .into_iter()
+        .flat_map(|(start, len)| [start, start + len]);
     let edges = edges.chain([PAGE * 3, 1 << 32, 1 << 63, 0]);
-    edges.flat_map(move |edge| (0..2 * near).map(move |at| (edge.wrapping_sub(near)).wrapping_add(at)))
+    edges.flat_map(move |edge| {
+        (0..2 * near).map(move |at| (edge.wrapping_sub(near)).wrapping_add(at))
+    })
 }
 
 #[test]
@@ -54,14 +58,29 @@ fn rings_are_taken_where_every_byte_of_them_is_in_ram() {
         let entries = u64::from(size);
         for addr in addresses(1200) {
             let with = |change: fn(&mut QueueState, u64)| {
-                let mut state = QueueState { size, ..good.clone() };
+                let mut state = QueueState {
+                    size,
+                    ..good.clone()
+                };
                 change(&mut state, addr);
                 state.validate(&memory).is_ok()
             };
             let cases = [
-                (with(|state, addr| state.desc_table = addr), 16 * entries, 16),
-                (with(|state, addr| state.avail_ring = addr), 6 + 2 * entries, 2),
-                (with(|state, addr| state.used_ring = addr), 6 + 8 * entries, 4),
+                (
+                    with(|state, addr| state.desc_table = addr),
+                    16 * entries,
+                    16,
+                ),
+                (
+                    with(|state, addr| state.avail_ring = addr),
+                    6 + 2 * entries,
+                    2,
+                ),
+                (
+                    with(|state, addr| state.used_ring = addr),
+                    6 + 8 * entries,
+                    4,
+                ),
             ];
             for (taken, len, align) in cases {
                 let right = addr.is_multiple_of(align) && in_ram(addr, len);
@@ -203,7 +222,11 @@ fn an_interrupt_is_raised_when_the_used_index_passes_the_event() {
         queue.notify().unwrap();
         let told = driver.interrupt().count() - first;
         let passed = (1..count).any(|step| start.wrapping_add(step) == event);
-        assert_eq!(told, u64::from(passed), "from {start} by {count}, event {event}");
+        assert_eq!(
+            told,
+            u64::from(passed),
+            "from {start} by {count}, event {event}"
+        );
     };
     for start in [0, 0x7ffe, 0xfffd, 0xffff] {
         (0..=u16::MAX).for_each(|event| check(start, event, 3));
@@ -239,7 +262,11 @@ fn an_access_reaches_the_one_device_that_has_all_of_it() {
             let mut data = vec![0; len as usize];
             let found = bus.read(addr, &mut data);
             let whole = ranges.iter().any(|&(base, range)| {
-                len > 0 && addr >= base && addr.checked_add(len - 1).is_some_and(|last| last <= base + (range - 1))
+                len > 0
+                    && addr >= base
+                    && addr
+                        .checked_add(len - 1)
+                        .is_some_and(|last| last <= base + (range - 1))
             });
             assert_eq!(found, whole, "{len} bytes at {addr:#x}");
             assert_eq!(bus.write(addr, &data), whole);

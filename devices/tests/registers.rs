@@ -48,12 +48,18 @@ fn rigs() -> Vec<Rig> {
 }
 
 fn disk() -> Block {
-    let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    let file =
+        File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.set_len(1 << 20).unwrap();
     Block::new(file, Path::new("disk"), &BlockConfig::default()).unwrap()
 }
 
-fn rig(device: Box<dyn VirtioDevice>, queue: u16, sent: &'static [u8], room: &'static [u32]) -> Rig {
+fn rig(
+    device: Box<dyn VirtioDevice>,
+    queue: u16,
+    sent: &'static [u8],
+    room: &'static [u32],
+) -> Rig {
     let events = EventLoop::spawn("test-io", |message| panic!("{message}")).unwrap();
     let memory = FakeDriver::memory();
     let interrupt = Arc::new(CountingInterrupt::default());
@@ -108,7 +114,13 @@ impl Rig {
             (read(mmio::QUEUE_NUM_MAX), read(mmio::QUEUE_READY))
         });
         Seen {
-            identity: [mmio::MAGIC_VALUE, mmio::VERSION, mmio::DEVICE_ID, mmio::VENDOR_ID].map(read),
+            identity: [
+                mmio::MAGIC_VALUE,
+                mmio::VERSION,
+                mmio::DEVICE_ID,
+                mmio::VENDOR_ID,
+            ]
+            .map(read),
             queues: queues.collect(),
             status: read(mmio::STATUS),
         }

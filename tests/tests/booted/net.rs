@@ -261,7 +261,11 @@ fn no_request_is_lost(clients: usize, words: &[&str], body: &str) -> Result<()> 
                     Ok(text) => Some(format!("{text:?}")),
                     Err(error) => Some(format!("{error:#}")),
                 };
-                scope.spawn(move || (0..REQUESTS / clients).filter_map(|_| one()).collect::<Vec<_>>())
+                scope.spawn(move || {
+                    (0..REQUESTS / clients)
+                        .filter_map(|_| one())
+                        .collect::<Vec<_>>()
+                })
             })
             .collect();
         let lost = clients.into_iter().map(|client| client.join());

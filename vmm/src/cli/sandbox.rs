@@ -15,8 +15,8 @@ use crate::disk;
 use crate::images::PullPolicy;
 use crate::process_config::{EnvError, Period, read_env_file};
 use crate::sandbox::{
-    Content, End, ImageSource, Limits, MAX_REQUEST, NotTaken, PutFile, Sandbox, SandboxRequest,
-    SandboxResult, Stream, TakenFile,
+    Content, End, ImageSource, Limits, MAX_REQUEST, Network, NotTaken, PutFile, Sandbox,
+    SandboxRequest, SandboxResult, Stream, TakenFile,
 };
 
 const COMMAND: &str = "Command";
@@ -27,8 +27,8 @@ const MACHINE: &str = "Machine";
 /// Options of `casita sandbox`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each run has a VM, a disk and nothing else of its own, no network, and leaves nothing behind. A run \
-that meets a limit is ended, and is told which it was.
+Each run has a VM and a disk of its own, no network unless --net says otherwise, and leaves nothing \
+behind. A run that meets a limit is ended, and is told which it was.
 
 The exit status is the command's; 128+n if signal n ended it, 126 if it could not be run, 127 if it \
 was not found, 124 if it met a limit, 137 if it broke its guest, 125 if there was no run. With \
@@ -97,6 +97,9 @@ pub struct SandboxArgs {
     processes: Option<u32>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
     cpus: Option<u8>,
+    /// What it reaches: nothing, or what this user's programs reach
+    #[arg(long, value_enum, default_value_t, value_name = "NETWORK", help_heading = MACHINE)]
+    net: Network,
     /// Root image or directory in place of an image; never written to
     #[arg(long, value_name = "FILE|DIR", help_heading = MACHINE)]
     rootfs: Option<PathBuf>,
@@ -109,7 +112,7 @@ pub struct SandboxArgs {
 }
 
 /// What a request says itself.
-const REQUEST_OPTIONS: [&str; 19] = [
+const REQUEST_OPTIONS: [&str; 20] = [
     "words",
     "pull",
     "env",
@@ -127,6 +130,7 @@ const REQUEST_OPTIONS: [&str; 19] = [
     "output",
     "processes",
     "cpus",
+    "net",
     "rootfs",
     "kernel",
 ];
@@ -300,6 +304,7 @@ impl SandboxArgs {
             put: put.collect(),
             take: self.take.iter().map(|take| take.guest.clone()).collect(),
             limits: self.limits(),
+            network: self.net,
             cpus: self.cpus.unwrap_or(DEFAULT_CPUS),
             kernel: self.kernel.clone(),
         };

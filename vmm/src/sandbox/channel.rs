@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::result::{End, NotTaken, Usage};
-use super::{ImageSource, Limits};
+use super::{ImageSource, Limits, Network};
 use crate::images::PullPolicy;
 
 /// Raised with each change of what is sent.
@@ -86,6 +86,7 @@ pub(super) struct Order {
     pub archives: Vec<String>,
     pub take: Vec<String>,
     pub limits: Limits,
+    pub network: Network,
     pub cpus: u8,
     pub kernel: Option<std::path::PathBuf>,
     pub check_kvm: bool,

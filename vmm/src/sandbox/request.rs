@@ -71,6 +71,8 @@ pub struct SandboxRequest {
     pub take: Vec<String>,
     /// What it may use.
     pub limits: Limits,
+    /// What it reaches: nothing if nothing is said.
+    pub network: Network,
     /// Processors: 1 if nothing is said.
     pub cpus: u8,
     /// Another guest kernel.
@@ -90,6 +92,7 @@ impl Default for SandboxRequest {
             put: Vec::new(),
             take: Vec::new(),
             limits: Limits::default(),
+            network: Network::None,
             cpus: 1,
             kernel: None,
         }
@@ -107,6 +110,17 @@ pub enum ImageSource {
     Reference(String),
     /// An image file, or a directory that is packed into one.
     Rootfs(PathBuf),
+}
+
+/// What a run reaches beyond its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Nothing: there is no network device.
+    #[default]
+    None,
+    /// Whatever this user's programs reach, through passt. Nothing reaches the run.
+    User,
 }
 
 /// Where bytes come from. In JSON `{"text": ...}`, `{"base64": ...}` or `{"file": ...}`.

@@ -18,7 +18,7 @@ use rustix::stdio::dup2_stdin;
 
 use super::channel::{self, Kind, Order, PROTOCOL, Report};
 use super::conductor::{Caller, Conducted, Conductor, Told};
-use super::request::ImageSource;
+use super::request::{ImageSource, Network};
 use super::result::{End, Usage};
 use super::rusage;
 use super::watch::Watch;
@@ -31,7 +31,10 @@ use crate::images::{self, ImagesError};
 use crate::link::{LinkError, LinkEvent};
 use crate::machine::{self, Event, Outcome, events};
 use crate::monitor::ConsoleLog;
+use crate::net::Identity;
+use crate::net::spec::{NetMode, NetSpec};
 use crate::stats::RunStats;
+use crate::vms::Id;
 
 /// How long a guest may take to boot and to get its files.
 pub(super) const PATIENCE_PREPARE: Duration = Duration::from_mins(5);
@@ -115,6 +118,7 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         kernel: order.kernel.clone(),
         disk: Some(DiskSpec::Temporary { size: limits.disk }),
         memory: Some(vm_memory(limits.memory)?),
+        net: Some(network(order.network)),
         cpus: Some(order.cpus),
         command: order.command.clone(),
         env: order.env.clone(),
@@ -136,6 +140,16 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
             }
         }
     })
+}
+
+fn network(network: Network) -> NetSpec {
+    NetSpec {
+        mode: match network {
+            Network::None => NetMode::None,
+            Network::User => NetMode::User,
+        },
+        ..NetSpec::default()
+    }
 }
 
 /// The VM's memory, when its command may have `memory` bytes.
@@ -173,6 +187,10 @@ fn run(
             on_agent: Box::new(on_agent),
             sender: sender.clone(),
             events: receiver,
+            identity: Identity {
+                id: Id::random()?.to_string(),
+                before: None,
+            },
             check_kvm: order.check_kvm,
             stats: RunStats::default(),
         },

@@ -35,11 +35,12 @@ prop_compose! {
         stdin in option::of(content()),
         put in vec(put(), 0..4),
         take in vec(path(), 0..4),
+        network in prop_oneof![Just(Network::None), Just(Network::User)],
         cpus in 1..=MAX_CPUS,
         output in 0..=Limits::MAX_DATA,
     ) -> SandboxRequest {
         let limits = Limits { output, ..Limits::default() };
-        SandboxRequest { image, command, env, workdir, user, stdin, put, take, limits, cpus, ..Default::default() }
+        SandboxRequest { image, command, env, workdir, user, stdin, put, take, limits, network, cpus, ..Default::default() }
     }
 }
 

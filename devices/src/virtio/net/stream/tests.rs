@@ -18,7 +18,9 @@ fn framed(frame: &[u8]) -> Vec<u8> {
 }
 
 fn frame(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| (at as u8) ^ (at >> 8) as u8 ^ seed).collect()
+    (0..len)
+        .map(|at| (at as u8) ^ (at >> 8) as u8 ^ seed)
+        .collect()
 }
 
 /// Receives into a head and a rest, as the device does.
@@ -44,11 +46,19 @@ fn got(stream: &mut Stream) -> Option<Vec<u8>> {
 fn frames_are_received_one_by_one() {
     let (mut stream, mut other) = pair();
     let lens = [14, 60, 2048, 2044, 2040, 4096, 14, 65_535, 14, 1514];
-    let frames: Vec<_> = lens.iter().zip(0..).map(|(&len, seed)| frame(len, seed)).collect();
+    let frames: Vec<_> = lens
+        .iter()
+        .zip(0..)
+        .map(|(&len, seed)| frame(len, seed))
+        .collect();
     let all: Vec<u8> = frames.iter().flat_map(|frame| framed(frame)).collect();
     other.write_all(&all).unwrap();
     for frame in frames {
-        assert!(got(&mut stream).unwrap() == frame, "a frame of {} bytes", frame.len());
+        assert!(
+            got(&mut stream).unwrap() == frame,
+            "a frame of {} bytes",
+            frame.len()
+        );
     }
     assert!(got(&mut stream).is_none() && !stream.has_waiting());
 }
@@ -144,8 +154,14 @@ fn end_is_told_after_the_last_frame_and_in_the_middle_of_one() {
 #[test]
 fn frame_longer_than_passt_takes_is_not_sent() {
     let (mut stream, mut other) = pair();
-    assert!(matches!(stream.send(&Frame::of_bytes(&frame(65_536, 1))), Sent::Dropped));
-    assert!(matches!(stream.send(&Frame::of_bytes(&frame(65_535, 2))), Sent::Done));
+    assert!(matches!(
+        stream.send(&Frame::of_bytes(&frame(65_536, 1))),
+        Sent::Dropped
+    ));
+    assert!(matches!(
+        stream.send(&Frame::of_bytes(&frame(65_535, 2))),
+        Sent::Done
+    ));
     let mut bytes = vec![0; 65_539];
     other.read_exact(&mut bytes).unwrap();
     assert!(bytes == framed(&frame(65_535, 2)));

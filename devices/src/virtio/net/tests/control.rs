@@ -22,7 +22,13 @@ fn passes(bench: &mut Bench, cable: &Cable, to: [u8; 6], sure: [u8; 6]) -> bool 
     cable.put(VnetHeader::default(), &frame(sure, 50, 2));
     let mut got = Vec::new();
     while got.last().is_none_or(|frame: &Vec<u8>| frame.len() != 50) {
-        got.extend(bench.driver.wait_used(RX, 1).iter().map(|used| received(used).1));
+        got.extend(
+            bench
+                .driver
+                .wait_used(RX, 1)
+                .iter()
+                .map(|used| received(used).1),
+        );
     }
     got.len() == 2
 }
@@ -74,13 +80,23 @@ fn address_can_be_changed_to_that_of_a_device() {
     assert_eq!(bench.command(2, &set(OTHER)), ctrl::OK);
     assert!(!passes(&mut bench, &cable, MAC.0, OTHER));
     bench.driver.start(RING | ALL);
-    assert!(!passes(&mut bench, &cable, OTHER, MAC.0), "a reset brings the address back");
+    assert!(
+        !passes(&mut bench, &cable, OTHER, MAC.0),
+        "a reset brings the address back"
+    );
 }
 
 #[test]
 fn nonsense_is_answered_with_an_error() {
     let (mut bench, cable) = bench(ALL);
-    let huge = |count: u32| [[ctrl::MAC, ctrl::MAC_TABLE_SET].as_slice(), &count.to_le_bytes(), &[0; 20]].concat();
+    let huge = |count: u32| {
+        [
+            [ctrl::MAC, ctrl::MAC_TABLE_SET].as_slice(),
+            &count.to_le_bytes(),
+            &[0; 20],
+        ]
+        .concat()
+    };
     let commands = [
         vec![ctrl::RX],
         vec![ctrl::RX, ctrl::RX_PROMISC],
@@ -88,7 +104,18 @@ fn nonsense_is_answered_with_an_error() {
         vec![ctrl::RX, 77, 1],
         vec![99, 0, 0],
         vec![ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET, 1, 0],
-        vec![ctrl::GUEST_OFFLOADS, ctrl::GUEST_OFFLOADS_SET, 0, 0, 0, 0, 0, 0, 0, 0],
+        vec![
+            ctrl::GUEST_OFFLOADS,
+            ctrl::GUEST_OFFLOADS_SET,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ],
         vec![ctrl::MAC, ctrl::MAC_ADDR_SET, 2, 2, 2],
         vec![ctrl::MAC, ctrl::MAC_TABLE_SET, 0, 0],
         huge(0),
@@ -100,7 +127,9 @@ fn nonsense_is_answered_with_an_error() {
         assert_eq!(bench.command(2, &command), ctrl::ERR, "{command:?}");
     }
     // No room for an answer, and nothing asked.
-    bench.driver.send(2, &[&[ctrl::RX, ctrl::RX_PROMISC, 1]], &[]);
+    bench
+        .driver
+        .send(2, &[&[ctrl::RX, ctrl::RX_PROMISC, 1]], &[]);
     bench.driver.kick(2);
     assert_eq!(bench.driver.wait_used(2, 1)[0].len, 0);
     bench.driver.send(2, &[], &[1]);
@@ -121,13 +150,22 @@ fn offloads_change_while_frames_flow() {
         [command.as_slice(), &offloads.to_le_bytes()].concat()
     };
     assert_eq!(bench.command(2, &set(F_GUEST_CSUM)), ctrl::OK);
-    assert_eq!(bench.command(2, &set(features::GUEST_OFFLOADS)), ctrl::ERR, "more than negotiated");
+    assert_eq!(
+        bench.command(2, &set(features::GUEST_OFFLOADS)),
+        ctrl::ERR,
+        "more than negotiated"
+    );
     assert_eq!(bench.command(2, &set(1 << 40)), ctrl::ERR);
     // The pair's thread is told after the answer; a frame through it shows that it has looked.
     bench.send(&[&plain(), &frame([2; 6], 60, 0)]);
-    bench.driver.write_register(crate::virtio::spec::mmio::STATUS, 0);
+    bench
+        .driver
+        .write_register(crate::virtio::spec::mmio::STATUS, 0);
     let both = Offloads::CHECKSUM | Offloads::TSO4;
-    assert_eq!(*cable.heard.offloads.lock().unwrap(), [both, Offloads::CHECKSUM]);
+    assert_eq!(
+        *cable.heard.offloads.lock().unwrap(),
+        [both, Offloads::CHECKSUM]
+    );
 }
 
 fn two_pairs() -> (Bench, Cable, Cable) {
@@ -144,16 +182,27 @@ fn each_pair_has_its_own_back_end() {
         let (first, one) = wire(ALL_OFFLOADS);
         let (second, two) = wire(ALL_OFFLOADS);
         let backends: Vec<Box<dyn Backend>> = vec![Box::new(first), Box::new(second)];
-        let config = NetConfig { dedicated_thread, ..NetConfig::new(MAC) };
+        let config = NetConfig {
+            dedicated_thread,
+            ..NetConfig::new(MAC)
+        };
         let mut bench = transport(Net::new("net", &config, backends).unwrap(), None);
         bench.driver.start(RING | F_MRG_RXBUF | F_CTRL_VQ | F_MQ);
         assert_eq!(*two.heard.active.lock().unwrap(), [false]);
-        let pairs = |count: u16| [[ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET].as_slice(), &count.to_le_bytes()].concat();
+        let pairs = |count: u16| {
+            [
+                [ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET].as_slice(),
+                &count.to_le_bytes(),
+            ]
+            .concat()
+        };
         for (count, answer) in [(0, ctrl::ERR), (3, ctrl::ERR), (2, ctrl::OK)] {
             assert_eq!(bench.command(4, &pairs(count)), answer);
         }
         for (rx, cable, seed) in [(0, &one, 1), (2, &two, 2)] {
-            bench.driver.send(rx + 1, &[&plain(), &frame([2; 6], 60, seed)], &[]);
+            bench
+                .driver
+                .send(rx + 1, &[&plain(), &frame([2; 6], 60, seed)], &[]);
             bench.driver.kick(rx + 1);
             bench.driver.wait_used(rx + 1, 1);
             assert_eq!(cable.take().1, frame([2; 6], 60, seed));
@@ -163,7 +212,9 @@ fn each_pair_has_its_own_back_end() {
             let used = bench.driver.wait_used(rx, 1);
             assert_eq!(received(&used[0]).1, frame(MAC.0, 70, seed));
         }
-        bench.driver.write_register(crate::virtio::spec::mmio::STATUS, 0);
+        bench
+            .driver
+            .write_register(crate::virtio::spec::mmio::STATUS, 0);
         assert_eq!(two.heard.active.lock().unwrap().last(), Some(&true));
     }
 }

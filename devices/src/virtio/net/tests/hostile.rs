@@ -66,10 +66,15 @@ fn frame_in_more_pieces_than_the_host_takes_is_dropped() {
 #[test]
 fn writable_buffers_of_a_frame_to_send_are_left_alone() {
     let (mut bench, cable) = bench(0);
-    bench.driver.send(TX, &[&plain(), &frame([2; 6], 60, 1)], &[100]);
+    bench
+        .driver
+        .send(TX, &[&plain(), &frame([2; 6], 60, 1)], &[100]);
     bench.driver.kick(TX);
     let used = bench.driver.wait_used(TX, 1);
-    assert_eq!((used[0].len, used[0].data.as_slice()), (0, [0; 100].as_slice()));
+    assert_eq!(
+        (used[0].len, used[0].data.as_slice()),
+        (0, [0; 100].as_slice())
+    );
     cable.take();
 }
 
@@ -83,7 +88,9 @@ fn broken_chain_stops_the_device_until_it_is_reset() {
             flags: if queue == RX { desc_flags::WRITE } else { 0 }.into(),
             next: 0.into(),
         };
-        bench.driver.write_descriptor(queue, 0, &descriptor(u64::MAX - 5, 100));
+        bench
+            .driver
+            .write_descriptor(queue, 0, &descriptor(u64::MAX - 5, 100));
         bench.driver.publish(queue, 0);
         bench.driver.kick(queue);
         let broken = || bench.driver.read_register(mmio::STATUS) & status::DEVICE_NEEDS_RESET != 0;
@@ -129,7 +136,9 @@ fn gibibyte_of_garbage_is_framed_right() {
         for at in 0..64 {
             let len = 65_535 - at * 13;
             let from = BUFFER + u64::from(at);
-            bench.driver.send_buffers(TX, &[(header, HDR as u32), (from, len)], &[]);
+            bench
+                .driver
+                .send_buffers(TX, &[(header, HDR as u32), (from, len)], &[]);
             sent += u64::from(len);
             frames += 1;
         }
@@ -162,7 +171,10 @@ impl Backend for Flood {
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
         // None of them is for the guest, so that its buffers never run out.
         landing.place(&frame([4; 6], 1000, 0));
-        Received::Frame { header: VnetHeader::default(), len: 1000 }
+        Received::Frame {
+            header: VnetHeader::default(),
+            len: 1000,
+        }
     }
 }
 
@@ -172,7 +184,11 @@ struct Neighbour(std::os::fd::OwnedFd, std::sync::mpsc::Sender<()>);
 impl Handler for Neighbour {
     fn sources(&self) -> Vec<Source> {
         use std::os::fd::AsRawFd;
-        vec![Source { fd: self.0.as_raw_fd(), token: 0, interest: Interest::READ }]
+        vec![Source {
+            fd: self.0.as_raw_fd(),
+            token: 0,
+            interest: Interest::READ,
+        }]
     }
     fn ready(&mut self, _token: u32, _control: &mut Control<'_>) {
         let _ = self.1.send(());
@@ -187,10 +203,16 @@ fn flood_leaves_others_on_the_loop_their_turns() {
     bench.driver.send(RX, &[], &[4096]);
     bench.driver.kick(RX);
     let (sender, turns) = std::sync::mpsc::channel();
-    let neighbour = bench.events.handle().add(Neighbour(ready(), sender)).unwrap();
+    let neighbour = bench
+        .events
+        .handle()
+        .add(Neighbour(ready(), sender))
+        .unwrap();
     for _ in 0..20 {
         let before = bench.traffic.received().dropped();
-        turns.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        turns
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
         // The flood goes on, too.
         while bench.traffic.received().dropped() == before {
             std::thread::yield_now();

@@ -11,12 +11,17 @@ use crate::virtio::transport::mmio::TransportState;
 #[test]
 fn configuration_has_address_status_and_mtu() {
     let (wire, _cable) = wire(ALL_OFFLOADS);
-    let config = NetConfig { mtu: Some(9000), ..NetConfig::new(MAC) };
+    let config = NetConfig {
+        mtu: Some(9000),
+        ..NetConfig::new(MAC)
+    };
     let bench = transport(net(&config, wire), None);
     assert_ne!(bench.driver.offered_features() & F_MTU, 0);
     let mut space = [0; 20];
     for (at, byte) in space.iter_mut().enumerate() {
-        bench.driver.read_config(at as u64, std::slice::from_mut(byte));
+        bench
+            .driver
+            .read_config(at as u64, std::slice::from_mut(byte));
     }
     assert_eq!(space[..6], MAC.0);
     assert_eq!(space[6..12], [1, 0, 1, 0, 0x28, 0x23]);
@@ -31,15 +36,30 @@ fn settings_that_are_not_possible_are_refused() {
     };
     let name = || "net".to_owned();
     for mtu in [0, 67, 65_521, u16::MAX] {
-        let config = NetConfig { mtu: Some(mtu), ..NetConfig::new(MAC) };
+        let config = NetConfig {
+            mtu: Some(mtu),
+            ..NetConfig::new(MAC)
+        };
         assert_eq!(new(&config, 1), Some(NetError::Mtu { name: name(), mtu }));
     }
     for size in [0, 1, 3, 2048] {
-        let config = NetConfig { queue_size: size, ..NetConfig::new(MAC) };
-        assert_eq!(new(&config, 1), Some(NetError::QueueSize { name: name(), size }));
+        let config = NetConfig {
+            queue_size: size,
+            ..NetConfig::new(MAC)
+        };
+        assert_eq!(
+            new(&config, 1),
+            Some(NetError::QueueSize { name: name(), size })
+        );
     }
     for count in [0, 9] {
-        assert_eq!(new(&NetConfig::new(MAC), count), Some(NetError::QueuePairs { name: name(), count }));
+        assert_eq!(
+            new(&NetConfig::new(MAC), count),
+            Some(NetError::QueuePairs {
+                name: name(),
+                count
+            })
+        );
     }
     assert_eq!(new(&NetConfig::new(MAC), 8), None);
 }
@@ -52,19 +72,33 @@ fn link_goes_down_and_up_and_the_driver_is_told() {
     assert_eq!(bench.status(), 1);
     let generation = bench.driver.read_register(mmio::CONFIG_GENERATION);
     assert!(bench.link.set(false));
-    assert_eq!(bench.pending() & interrupt::CONFIG_CHANGE, interrupt::CONFIG_CHANGE);
-    assert_ne!(bench.driver.read_register(mmio::CONFIG_GENERATION), generation);
+    assert_eq!(
+        bench.pending() & interrupt::CONFIG_CHANGE,
+        interrupt::CONFIG_CHANGE
+    );
+    assert_ne!(
+        bench.driver.read_register(mmio::CONFIG_GENERATION),
+        generation
+    );
     assert_eq!(bench.status(), 0);
-    bench.driver.write_register(mmio::INTERRUPT_ACK, interrupt::CONFIG_CHANGE);
+    bench
+        .driver
+        .write_register(mmio::INTERRUPT_ACK, interrupt::CONFIG_CHANGE);
     // What is sent now is lost.
     bench.send(&[&plain(), &frame([2; 6], 60, 1)]);
     assert_eq!(bench.traffic.sent().dropped(), 1);
     // What comes now waits.
     cable.put(VnetHeader::default(), &frame(MAC.0, 60, 2));
     assert!(bench.link.set(true));
-    assert_eq!(bench.pending() & interrupt::CONFIG_CHANGE, interrupt::CONFIG_CHANGE);
+    assert_eq!(
+        bench.pending() & interrupt::CONFIG_CHANGE,
+        interrupt::CONFIG_CHANGE
+    );
     assert_eq!(bench.status(), 1);
-    assert_eq!(received(&bench.driver.wait_used(RX, 1)[0]).1, frame(MAC.0, 60, 2));
+    assert_eq!(
+        received(&bench.driver.wait_used(RX, 1)[0]).1,
+        frame(MAC.0, 60, 2)
+    );
     bench.send(&[&plain(), &frame([2; 6], 60, 3)]);
     assert_eq!(cable.take().1, frame([2; 6], 60, 3));
 }
@@ -95,7 +129,10 @@ fn back_end_that_goes_takes_the_link_down_and_nothing_else() {
         }
         assert!(!bench.link.is_up() && !bench.link.set(true));
         assert_eq!(bench.status(), 0);
-        assert_eq!(bench.driver.read_register(mmio::STATUS) & status::DEVICE_NEEDS_RESET, 0);
+        assert_eq!(
+            bench.driver.read_register(mmio::STATUS) & status::DEVICE_NEEDS_RESET,
+            0
+        );
         for seed in 0..200 {
             bench.send(&[&plain(), &frame([2; 6], 60, seed)]);
         }
@@ -114,7 +151,10 @@ fn reset_gives_up_buffers_and_the_next_driver_starts_anew() {
         }
         bench.driver.kick(RX);
         cable.put(VnetHeader::default(), &frame(MAC.0, 60, round));
-        assert_eq!(received(&bench.driver.wait_used(RX, 1)[0]).1, frame(MAC.0, 60, round));
+        assert_eq!(
+            received(&bench.driver.wait_used(RX, 1)[0]).1,
+            frame(MAC.0, 60, round)
+        );
         bench.driver.start(RING | F_MRG_RXBUF);
     }
 }
@@ -128,7 +168,10 @@ fn move_on(mut bench: Bench, to: Net) -> Bench {
     other.transport.restore(&state).unwrap();
     bench.driver.set_device(other.transport.clone());
     other.transport.resume().unwrap();
-    Bench { driver: bench.driver, ..other }
+    Bench {
+        driver: bench.driver,
+        ..other
+    }
 }
 
 #[test]
@@ -163,19 +206,47 @@ fn state_that_does_not_fit_is_refused() {
     let DeviceState::Net(good) = device.save() else {
         panic!("not a network device's state");
     };
-    let told = Told { filter: FilterState::new(MAC), to_guest: 0, active_pairs: 1 };
-    let with = |told| NetState { told: Some(told), ..good.clone() };
+    let told = Told {
+        filter: FilterState::new(MAC),
+        to_guest: 0,
+        active_pairs: 1,
+    };
+    let with = |told| NetState {
+        told: Some(told),
+        ..good.clone()
+    };
     let bad = [
-        NetState { queue_pairs: 2, ..good.clone() },
-        NetState { mtu: Some(9000), ..good.clone() },
-        with(Told { to_guest: 1, ..told }),
-        with(Told { to_guest: 0x80, ..told }),
-        with(Told { active_pairs: 0, ..told }),
-        with(Told { active_pairs: 2, ..told }),
+        NetState {
+            queue_pairs: 2,
+            ..good.clone()
+        },
+        NetState {
+            mtu: Some(9000),
+            ..good.clone()
+        },
+        with(Told {
+            to_guest: 1,
+            ..told
+        }),
+        with(Told {
+            to_guest: 0x80,
+            ..told
+        }),
+        with(Told {
+            active_pairs: 0,
+            ..told
+        }),
+        with(Told {
+            active_pairs: 2,
+            ..told
+        }),
     ];
     for state in bad {
         let refused = device.restore(&DeviceState::Net(state)).unwrap_err();
-        assert!(matches!(refused, RestoreError::Mismatch { .. }), "{refused}");
+        assert!(
+            matches!(refused, RestoreError::Mismatch { .. }),
+            "{refused}"
+        );
     }
     let other = DeviceState::Rng(crate::virtio::rng::RngState {});
     let refused = device.restore(&other).unwrap_err();

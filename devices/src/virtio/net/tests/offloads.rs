@@ -43,13 +43,29 @@ fn nonsense_is_refused_by_name() {
     }
     assert!(check(&wire_header(1, 0, [0, 0, 98, 0]), 100, all).is_ok());
     for kind in [2, 3, 6, 7, 0x7f, 0x83] {
-        assert_eq!(refused(&wire_header(1, kind, [0, 9, 0, 0]), 100), HeaderError::Kind(kind & 0x7f));
+        assert_eq!(
+            refused(&wire_header(1, kind, [0, 9, 0, 0]), 100),
+            HeaderError::Kind(kind & 0x7f)
+        );
     }
-    assert_eq!(refused(&wire_header(0, 1, [0, 9, 0, 0]), 100), HeaderError::Segments);
-    assert_eq!(refused(&wire_header(1, 1, [0, 0, 0, 0]), 100), HeaderError::Segments);
-    let not_asked_for = check(&wire_header(1, 4, [0, 9, 0, 0]), 100, Offloads::CHECKSUM | Offloads::TSO4);
+    assert_eq!(
+        refused(&wire_header(0, 1, [0, 9, 0, 0]), 100),
+        HeaderError::Segments
+    );
+    assert_eq!(
+        refused(&wire_header(1, 1, [0, 0, 0, 0]), 100),
+        HeaderError::Segments
+    );
+    let not_asked_for = check(
+        &wire_header(1, 4, [0, 9, 0, 0]),
+        100,
+        Offloads::CHECKSUM | Offloads::TSO4,
+    );
     let asked = Offloads::CHECKSUM | Offloads::TSO6;
-    assert_eq!(not_asked_for.unwrap_err(), HeaderError::NotNegotiated(asked));
+    assert_eq!(
+        not_asked_for.unwrap_err(),
+        HeaderError::NotNegotiated(asked)
+    );
 }
 
 #[test]
@@ -65,7 +81,10 @@ fn what_was_not_negotiated_is_not_sent() {
         (F_HOST_TSO4, 1, false),
     ] {
         let (mut bench, cable) = bench(features);
-        bench.send(&[&wire_header(1, kind, [54, 1448, 34, 16]), &frame([2; 6], 3000, 0)]);
+        bench.send(&[
+            &wire_header(1, kind, [54, 1448, 34, 16]),
+            &frame([2; 6], 3000, 0),
+        ]);
         bench.send(&[&plain(), &frame([2; 6], 100, 1)]);
         let dropped = bench.traffic.sent().dropped();
         assert_eq!(dropped == 0, passes, "features {features:#x}, kind {kind}");
@@ -80,7 +99,9 @@ fn what_was_not_negotiated_is_not_sent() {
 fn back_end_is_told_what_the_driver_takes_and_held_to_it() {
     let (wire, cable) = wire(ALL_OFFLOADS);
     let mut bench = transport(net(&NetConfig::new(MAC), wire), None);
-    bench.driver.start(RING | F_MRG_RXBUF | F_GUEST_CSUM | F_GUEST_TSO4);
+    bench
+        .driver
+        .start(RING | F_MRG_RXBUF | F_GUEST_CSUM | F_GUEST_TSO4);
     let taken = Offloads::CHECKSUM | Offloads::TSO4;
     assert_eq!(*cable.heard.offloads.lock().unwrap(), [taken]);
     for _ in 0..100 {
@@ -88,7 +109,10 @@ fn back_end_is_told_what_the_driver_takes_and_held_to_it() {
     }
     bench.driver.kick(RX);
     let segmented = |segmentation| VnetHeader {
-        checksum: Checksum::Needed { start: 34, offset: 16 },
+        checksum: Checksum::Needed {
+            start: 34,
+            offset: 16,
+        },
         segmentation,
         ecn: false,
         segment_len: 1448,
@@ -108,14 +132,25 @@ fn back_end_is_told_what_the_driver_takes_and_held_to_it() {
 fn features_follow_the_back_ends() {
     let offered = |abilities| {
         let (wire, _cable) = wire(abilities);
-        transport(net(&NetConfig::new(MAC), wire), None).driver.offered_features()
+        transport(net(&NetConfig::new(MAC), wire), None)
+            .driver
+            .offered_features()
     };
     let all = offered(ALL_OFFLOADS);
-    assert_eq!(all & (F_CSUM | F_HOST_USO | F_GUEST_TSO4), F_CSUM | F_HOST_USO | F_GUEST_TSO4);
+    assert_eq!(
+        all & (F_CSUM | F_HOST_USO | F_GUEST_TSO4),
+        F_CSUM | F_HOST_USO | F_GUEST_TSO4
+    );
     let none = offered(Abilities::default());
-    assert_eq!(none & (F_CSUM | F_HOST_USO | F_HOST_TSO4 | features::GUEST_OFFLOADS), 0);
+    assert_eq!(
+        none & (F_CSUM | F_HOST_USO | F_HOST_TSO4 | features::GUEST_OFFLOADS),
+        0
+    );
     // Segments cannot be made without checksums.
-    let odd = Abilities { from_guest: Offloads::TSO4, to_guest: Offloads::USO };
+    let odd = Abilities {
+        from_guest: Offloads::TSO4,
+        to_guest: Offloads::USO,
+    };
     assert_eq!(offered(odd), none);
 }
 
@@ -123,7 +158,13 @@ fn features_follow_the_back_ends() {
 fn checksums_are_finished_as_the_internet_has_them() {
     // RFC 1071's example: the sum of these words is ddf2.
     let mut frame = vec![0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7, 0, 0];
-    let mut header = VnetHeader { checksum: Checksum::Needed { start: 0, offset: 8 }, ..VnetHeader::default() };
+    let mut header = VnetHeader {
+        checksum: Checksum::Needed {
+            start: 0,
+            offset: 8,
+        },
+        ..VnetHeader::default()
+    };
     header.finish_checksum(&mut frame);
     assert_eq!(frame[8..], (!0xddf2_u16).to_be_bytes());
     assert_eq!(header.checksum, Checksum::Valid);

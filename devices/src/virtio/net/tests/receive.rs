@@ -39,9 +39,16 @@ fn frames_land_whole_in_buffers_of_every_size() {
             cable.put(VnetHeader::default(), &frame);
             let used = bench.driver.wait_used(RX, count);
             assert_eq!(used.len(), count);
-            let bytes: Vec<u8> = used.iter().flat_map(|used| &used.data[..used.len as usize]).copied().collect();
+            let bytes: Vec<u8> = used
+                .iter()
+                .flat_map(|used| &used.data[..used.len as usize])
+                .copied()
+                .collect();
             assert_eq!(bytes.len(), HDR + len);
-            assert_eq!(usize::from(u16::from_le_bytes([bytes[10], bytes[11]])), count);
+            assert_eq!(
+                usize::from(u16::from_le_bytes([bytes[10], bytes[11]])),
+                count
+            );
             assert_eq!(bytes[HDR..], frame, "{len} bytes in buffers of {size}");
             // All but the last one are full.
             assert!(used[..count - 1].iter().all(|used| used.len == size));
@@ -60,7 +67,11 @@ fn longest_frames_are_merged_from_many_buffers() {
         let frame = frame(MAC.0, 65_549, round);
         cable.put(VnetHeader::default(), &frame);
         let used = bench.driver.wait_used(RX, 43);
-        let bytes: Vec<u8> = used.iter().flat_map(|used| &used.data[..used.len as usize]).copied().collect();
+        let bytes: Vec<u8> = used
+            .iter()
+            .flat_map(|used| &used.data[..used.len as usize])
+            .copied()
+            .collect();
         assert!(bytes[HDR..] == frame);
     }
 }
@@ -105,7 +116,10 @@ fn buffers_that_nothing_can_be_put_into_are_given_back() {
     let used = bench.driver.wait_used(RX, 1);
     assert_eq!((used[0].head, used[0].len), (readable, 0));
     cable.put(VnetHeader::default(), &frame(MAC.0, 100, 1));
-    assert_eq!(received(&bench.driver.wait_used(RX, 1)[0]).1, frame(MAC.0, 100, 1));
+    assert_eq!(
+        received(&bench.driver.wait_used(RX, 1)[0]).1,
+        frame(MAC.0, 100, 1)
+    );
 }
 
 #[test]
@@ -126,7 +140,10 @@ fn chain_without_room_for_a_header_loses_frames_and_nothing_else() {
     bench.driver.send(RX, &[], &[1600]);
     bench.driver.kick(RX);
     cable.put(VnetHeader::default(), &frame(MAC.0, 60, 9));
-    assert_eq!(received(&bench.driver.wait_used(RX, 1)[0]).1, frame(MAC.0, 60, 9));
+    assert_eq!(
+        received(&bench.driver.wait_used(RX, 1)[0]).1,
+        frame(MAC.0, 60, 9)
+    );
 }
 
 #[test]

@@ -25,8 +25,19 @@ fn frame_is_sent_as_it_is_whatever_buffers_it_is_in() {
             let layouts: [Vec<&[u8]>; 4] = [
                 vec![&whole],
                 vec![&header, &frame],
-                vec![cut(5).0, &cut(5).1[..4], &cut(9).1[..9], &cut(18).1[..8], cut(26).1],
-                cut(26).0.chunks(1).chain([cut(26).1]).filter(|piece| !piece.is_empty()).collect(),
+                vec![
+                    cut(5).0,
+                    &cut(5).1[..4],
+                    &cut(9).1[..9],
+                    &cut(18).1[..8],
+                    cut(26).1,
+                ],
+                cut(26)
+                    .0
+                    .chunks(1)
+                    .chain([cut(26).1])
+                    .filter(|piece| !piece.is_empty())
+                    .collect(),
             ];
             for readable in layouts {
                 bench.send(&readable);
@@ -111,7 +122,11 @@ fn frames_a_back_end_drops_are_counted_and_used() {
     let mut count = 0;
     let spy = Spy::new(move |_: &Frame<'_>| {
         count += 1;
-        if count % 2 == 0 { Sent::Dropped } else { Sent::Done }
+        if count % 2 == 0 {
+            Sent::Dropped
+        } else {
+            Sent::Done
+        }
     });
     let mut bench = transport(net(&NetConfig::new(MAC), spy), None);
     bench.driver.start(RING);
@@ -132,7 +147,9 @@ fn frames_pass_at_the_rate_and_none_is_lost() {
     let mut bench = transport(net(&config, wire), None);
     bench.driver.start(RING);
     for seed in 0..10 {
-        bench.driver.send(TX, &[&plain(), &frame([2; 6], 64, seed)], &[]);
+        bench
+            .driver
+            .send(TX, &[&plain(), &frame([2; 6], 64, seed)], &[]);
     }
     bench.driver.kick(TX);
     for seed in 0..10 {

@@ -1,5 +1,8 @@
 //! A real tap device, in a network namespace of its own. Its other side is a packet socket on the device.
-#![allow(unsafe_code, reason = "a tap device and a packet socket are made by ioctls")]
+#![allow(
+    unsafe_code,
+    reason = "a tap device and a packet socket are made by ioctls"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,7 +14,8 @@ use super::super::*;
 use super::wire::*;
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const FLAGS: libc::c_short = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+const FLAGS: libc::c_short =
+    (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
 /// No protocol of anybody's: what the host itself sends on a device that is up is another one.
 const PROTOCOL: [u8; 2] = [0x88, 0xb5];
 
@@ -23,7 +27,10 @@ struct Request {
 }
 
 fn request(value: libc::c_short) -> Request {
-    let mut request = Request { name: [0; 16], value: [0; 24] };
+    let mut request = Request {
+        name: [0; 16],
+        value: [0; 24],
+    };
     request.name[..4].copy_from_slice(b"tap0");
     request.value[..2].copy_from_slice(&value.to_ne_bytes());
     request
@@ -38,7 +45,10 @@ fn ioctl(fd: &impl AsRawFd, number: libc::c_ulong, request: &mut Request) -> io:
 }
 
 fn open_tap(flags: libc::c_short) -> io::Result<File> {
-    let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let tap = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     ioctl(&tap, TUNSETIFF, &mut request(flags))?;
     Ok(tap)
 }
@@ -56,7 +66,11 @@ fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
 /// The device comes up, and a packet socket sees its frames.
 fn other_side() -> io::Result<File> {
     let control = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    ioctl(&control, libc::SIOCSIFFLAGS, &mut request(libc::IFF_UP as libc::c_short))?;
+    ioctl(
+        &control,
+        libc::SIOCSIFFLAGS,
+        &mut request(libc::IFF_UP as libc::c_short),
+    )?;
     let mut index = request(0);
     ioctl(&control, libc::SIOCGIFINDEX, &mut index)?;
     let protocol = libc::c_int::from(u16::from_ne_bytes(PROTOCOL));
@@ -80,7 +94,9 @@ fn in_namespace(name: &str, test: impl FnOnce()) {
     // SAFETY: it takes a number; this thread alone changes its namespace.
     let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
     if !moved || open_tap(FLAGS).is_err() {
-        eprintln!("skipped: {name}: a tap device in a network namespace needs root and /dev/net/tun");
+        eprintln!(
+            "skipped: {name}: a tap device in a network namespace needs root and /dev/net/tun"
+        );
         return;
     }
     test();
@@ -115,7 +131,10 @@ fn frames_go_through_a_tap_device_both_ways() {
             // The host's own frames may come in between.
             loop {
                 let used = bench.driver.wait_used(RX, 1);
-                if used.iter().any(|used| received(used).1 == tagged(MAC.0, len, seed)) {
+                if used
+                    .iter()
+                    .any(|used| received(used).1 == tagged(MAC.0, len, seed))
+                {
                     break;
                 }
             }

@@ -192,7 +192,9 @@ pub fn plain() -> Vec<u8> {
 
 /// A frame of `len` bytes for `to`, that can be told from others by `seed`.
 pub fn frame(to: [u8; 6], len: usize, seed: u8) -> Vec<u8> {
-    let mut frame: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(7) ^ seed).collect();
+    let mut frame: Vec<u8> = (0..len)
+        .map(|at| (at as u8).wrapping_mul(7) ^ seed)
+        .collect();
     frame[..6].copy_from_slice(&to);
     frame[6..12].copy_from_slice(&MAC.0);
     frame[12..14].copy_from_slice(&[8, 0]);
