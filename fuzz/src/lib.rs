@@ -16,14 +16,15 @@ macro_rules! targets {
 }
 
 targets! {
-    agent_spec agent_tar agent_wire
+    agent_dhcp agent_spec agent_tar agent_wire
     boot_bzimage boot_cmdline boot_elf
     control_request copy_unpack
     image_config image_layer image_store image_stream
     machine_file
+    net_frame net_specs
     ports
     sandbox_request
-    virtio_block virtio_fs virtio_mmio virtio_queue virtio_state virtio_vsock
+    virtio_block virtio_fs virtio_mmio virtio_net virtio_queue virtio_state virtio_vsock
     vm_record volume_record
 }
 

@@ -39,8 +39,12 @@ pub(crate) fn prepare(hostname: &str, network: Option<&Network>) -> Result<(), F
 }
 
 fn set_up(hostname: &str, network: &Network) -> Result<(), Failure> {
-    let missing = || format!("the guest's kernel has no network device {INTERFACE}");
-    let index = index().doing(missing)?;
+    let Ok(index) = index() else {
+        // Another kernel than ours may do without a driver, and its guest without a network.
+        let what = format_args!("the guest's kernel has no network device {INTERFACE}");
+        Failure::new(what).print();
+        return Ok(());
+    };
     set_ipv6("accept_dad", b"0");
     if !network.automatic {
         // Routers' advertisements would add to what is known already.
@@ -48,22 +52,26 @@ fn set_up(hostname: &str, network: &Network) -> Result<(), Failure> {
     }
     apply(index, network)?;
     if network.automatic {
-        dhcp::start(index, mac().doing(missing)?, hostname, network)?;
+        let mac = mac().doing(|| format!("cannot read the address of {INTERFACE}"))?;
+        dhcp::start(index, mac, hostname, network)?;
     }
     Ok(())
 }
 
-/// Sets the interface `index` up.
+/// Sets the interface `index` up. What the kernel does not know at all, such as IPv6, is told and done
+/// without.
 pub(crate) fn apply(index: u32, network: &Network) -> Result<(), Failure> {
     let requests = Requests::new(index, network);
     let answers = ask(&requests).doing(|| "cannot set the network up")?;
-    match requests.failures(&answers).next() {
-        None => Ok(()),
-        Some((purpose, errno)) => {
-            let errno = Errno::from_raw_os_error(errno);
-            Err(Failure::errno(format!("cannot {purpose}"), errno))
+    for (purpose, errno) in requests.failures(&answers) {
+        let errno = Errno::from_raw_os_error(errno);
+        let failure = Failure::errno(format!("cannot {purpose}"), errno);
+        match errno {
+            Errno::OPNOTSUPP | Errno::AFNOSUPPORT => failure.print(),
+            _ => return Err(failure),
         }
     }
+    Ok(())
 }
 
 fn index() -> Result<u32, Errno> {

@@ -200,8 +200,9 @@ impl Passt {
     /// Sends a frame, and takes what comes until it is the answer to an ARP request.
     fn exchange(&self, request: &[u8]) -> io::Result<()> {
         let (mut socket, deadline) = (&self.socket, Instant::now() + PATIENCE);
-        socket.write_all(&(request.len() as u32).to_be_bytes())?;
-        socket.write_all(request)?;
+        // In one piece: a length that comes alone is lost on passt.
+        let len = (request.len() as u32).to_be_bytes();
+        socket.write_all(&[&len, request].concat())?;
         let mut frame = [0; 1 << 16];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -292,9 +293,16 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Watch {
+    /// Its end is no news from now on: the device is about to go, and with it the socket.
+    pub fn expect_end(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.wanted.store(true, Ordering::Release);
+        self.expect_end();
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(thread) = self.thread.take() {

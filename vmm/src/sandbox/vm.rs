@@ -124,6 +124,10 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         env: order.env.clone(),
         workdir: order.workdir.clone(),
         user: order.user.clone(),
+        net: Some(NetSpec {
+            mode: NetMode::None,
+            ..NetSpec::default()
+        }),
         ..MachineConfig::default()
     };
     Ok(match &order.image {
@@ -192,6 +196,7 @@ fn run(
                 before: None,
             },
             check_kvm: order.check_kvm,
+            identity: Identity::default(),
             stats: RunStats::default(),
         },
     )?;
