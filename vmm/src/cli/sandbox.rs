@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use casita_agent::find;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::{CliError, Format, json, process_args::complete_env, report_line};
@@ -15,8 +16,8 @@ use crate::disk;
 use crate::images::PullPolicy;
 use crate::process_config::{EnvError, Period, read_env_file};
 use crate::sandbox::{
-    Content, End, ImageSource, Limits, MAX_REQUEST, Network, NotTaken, PutFile, Sandbox,
-    SandboxRequest, SandboxResult, Stream, TakenFile,
+    Content, End, ImageSource, Limits, MAX_REQUEST, NotTaken, PutFile, Sandbox, SandboxRequest,
+    SandboxResult, Stream, TakenFile,
 };
 
 const COMMAND: &str = "Command";
@@ -27,7 +28,7 @@ const MACHINE: &str = "Machine";
 /// Options of `casita sandbox`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each run has a VM and a disk of its own, no network unless --net says otherwise, and leaves nothing \
+Each run has a VM and a disk of its own, no network unless --egress says otherwise, and leaves nothing \
 behind. A run that meets a limit is ended, and is told which it was.
 
 The exit status is the command's; 128+n if signal n ended it, 126 if it could not be run, 127 if it \
@@ -97,9 +98,10 @@ pub struct SandboxArgs {
     processes: Option<u32>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
     cpus: Option<u8>,
-    /// What it reaches: nothing, or what this user's programs reach
-    #[arg(long, value_enum, default_value_t, value_name = "NETWORK", help_heading = MACHINE)]
-    net: Network,
+    /// What the run may reach: none, all, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT, each with
+    /// /tcp or /udp behind it if need be [default: none]
+    #[arg(long, value_name = "none|all|ITEM,ITEM...", help_heading = MACHINE)]
+    egress: Option<EgressPolicy>,
     /// Root image or directory in place of an image; never written to
     #[arg(long, value_name = "FILE|DIR", help_heading = MACHINE)]
     rootfs: Option<PathBuf>,
@@ -130,7 +132,7 @@ const REQUEST_OPTIONS: [&str; 20] = [
     "output",
     "processes",
     "cpus",
-    "net",
+    "egress",
     "rootfs",
     "kernel",
 ];
@@ -304,7 +306,7 @@ impl SandboxArgs {
             put: put.collect(),
             take: self.take.iter().map(|take| take.guest.clone()).collect(),
             limits: self.limits(),
-            network: self.net,
+            egress: self.egress.clone().unwrap_or(EgressPolicy::None),
             cpus: self.cpus.unwrap_or(DEFAULT_CPUS),
             kernel: self.kernel.clone(),
         };

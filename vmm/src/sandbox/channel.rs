@@ -8,11 +8,12 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
+use casita_net::EgressPolicy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::result::{End, NotTaken, Usage};
-use super::{ImageSource, Limits, Network};
+use super::{ImageSource, Limits};
 use crate::images::PullPolicy;
 
 /// Raised with each change of what is sent.
@@ -86,7 +87,7 @@ pub(super) struct Order {
     pub archives: Vec<String>,
     pub take: Vec<String>,
     pub limits: Limits,
-    pub network: Network,
+    pub egress: EgressPolicy,
     pub cpus: u8,
     pub kernel: Option<std::path::PathBuf>,
     pub check_kvm: bool,

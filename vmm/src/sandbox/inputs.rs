@@ -131,7 +131,7 @@ impl Inputs {
             archives: directories.collect(),
             take: request.take.clone(),
             limits: request.limits,
-            network: request.network,
+            egress: request.egress.clone(),
             cpus: request.cpus,
             kernel: request.kernel.clone(),
             check_kvm,

@@ -55,7 +55,7 @@
 //! whole VM, which is as large as the limits made it. Give it a `user` to keep it from that. What a
 //! guest says of itself is in [`Usage::guest`]; the rest of a result is the host's own account.
 //!
-//! A run reaches nothing beyond its VM, unless [`SandboxRequest::network`] says otherwise.
+//! A run reaches nothing beyond its VM, unless [`SandboxRequest::egress`] says otherwise.
 
 mod bytes;
 mod caller;
@@ -75,12 +75,12 @@ mod watch;
 use std::env;
 use std::path::{Path, PathBuf};
 
+pub use crate::images::PullPolicy;
 pub use bytes::Bytes;
+pub use casita_net::EgressPolicy;
 pub use error::SandboxError;
 pub use limits::{LimitError, Limits};
-pub use request::{
-    Content, ImageSource, MAX_REQUEST, Network, PutFile, RequestError, SandboxRequest,
-};
+pub use request::{Content, ImageSource, MAX_REQUEST, PutFile, RequestError, SandboxRequest};
 pub use result::{
     End, GuestUsage, Limit, MonitorUsage, NotTaken, Output, SandboxResult, TakenFile, Usage,
     VERSION,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use casita_net::EgressPolicy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -71,8 +72,9 @@ pub struct SandboxRequest {
     pub take: Vec<String>,
     /// What it may use.
     pub limits: Limits,
-    /// What it reaches: nothing if nothing is said.
-    pub network: Network,
+    /// What it may reach: `none` if nothing is said, which leaves it without a network device; else
+    /// `all`, or a list as `--egress` has it, through passt. Nothing reaches the run.
+    pub egress: EgressPolicy,
     /// Processors: 1 if nothing is said.
     pub cpus: u8,
     /// Another guest kernel.
@@ -92,7 +94,7 @@ impl Default for SandboxRequest {
             put: Vec::new(),
             take: Vec::new(),
             limits: Limits::default(),
-            network: Network::None,
+            egress: EgressPolicy::None,
             cpus: 1,
             kernel: None,
         }
@@ -110,17 +112,6 @@ pub enum ImageSource {
     Reference(String),
     /// An image file, or a directory that is packed into one.
     Rootfs(PathBuf),
-}
-
-/// What a run reaches beyond its VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Network {
-    /// Nothing: there is no network device.
-    #[default]
-    None,
-    /// Whatever this user's programs reach, through passt. Nothing reaches the run.
-    User,
 }
 
 /// Where bytes come from. In JSON `{"text": ...}`, `{"base64": ...}` or `{"file": ...}`.

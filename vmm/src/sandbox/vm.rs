@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use casita_agent::wire::{Exit, GroupLimits};
 use casita_devices::virtio::block::Traffic;
+use casita_net::EgressPolicy;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::stdio::dup2_stdin;
 
 use super::channel::{self, Kind, Order, PROTOCOL, Report};
 use super::conductor::{Caller, Conducted, Conductor, Told};
-use super::request::{ImageSource, Network};
+use super::request::ImageSource;
 use super::result::{End, Usage};
 use super::rusage;
 use super::watch::Watch;
@@ -118,7 +119,8 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         kernel: order.kernel.clone(),
         disk: Some(DiskSpec::Temporary { size: limits.disk }),
         memory: Some(vm_memory(limits.memory)?),
-        net: Some(network(order.network)),
+        net: Some(network(&order.egress)),
+        egress: (order.egress != EgressPolicy::None).then(|| order.egress.clone()),
         cpus: Some(order.cpus),
         command: order.command.clone(),
         env: order.env.clone(),
@@ -146,11 +148,12 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
     })
 }
 
-fn network(network: Network) -> NetSpec {
+/// Who may reach nothing needs no device to be kept from it.
+fn network(egress: &EgressPolicy) -> NetSpec {
     NetSpec {
-        mode: match network {
-            Network::None => NetMode::None,
-            Network::User => NetMode::User,
+        mode: match egress {
+            EgressPolicy::None => NetMode::None,
+            _ => NetMode::User,
         },
         ..NetSpec::default()
     }
@@ -196,7 +199,6 @@ fn run(
                 before: None,
             },
             check_kvm: order.check_kvm,
-            identity: Identity::default(),
             stats: RunStats::default(),
         },
     )?;
