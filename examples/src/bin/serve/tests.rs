@@ -149,6 +149,7 @@ fn a_run_is_answered_with_its_result_and_a_bad_request_with_why() {
         ),
         ("POST /run", r#"{"image": {"rootfs": "/"}}"#, 400),
         ("POST /run", r#"{"kernel": "/boot/vmlinuz"}"#, 400),
+        ("POST /run", r#"{"egress": "all"}"#, 400),
         ("POST /run", r#"{"command": ["refuse"]}"#, 422),
         ("GET /run", "", 405),
         ("GET /", "", 404),
