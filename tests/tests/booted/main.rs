@@ -6,6 +6,7 @@ mod detached;
 mod disks;
 mod ends;
 mod exec;
+mod faults;
 mod hardware;
 mod hostile;
 mod images;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);
+    faults::tests(&mut suite);
     hostile::tests(&mut suite);
     suite.run(&arguments)
 }
