@@ -181,6 +181,26 @@ pub struct Devices {
     pub holds: Vec<File>,
 }
 
+impl Devices {
+    /// What a kernel that says nothing of its boot shows by what it does to its devices.
+    fn kernel_stages(&self, stats: &mut RunStats) {
+        let probed = self.virtio.iter().filter_map(|device| device.probed_ns());
+        if let Some(first) = probed.min() {
+            stats.stage("devices-probed", first);
+        }
+        for device in &self.virtio {
+            if let Some(at) = device.driver_ok_ns() {
+                stats.stage(format!("driver-{}", device.name()), at);
+            }
+        }
+        for (name, traffic) in &self.disks {
+            if let Some(at) = traffic.first_read_ns() {
+                stats.stage(format!("first-read-{name}"), at);
+            }
+        }
+    }
+}
+
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
 /// the VM that owns it.
 pub struct Machine {
@@ -228,12 +248,17 @@ impl Machine {
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
             stats.stage("first-kvm-run", boot.first_run_ns);
+            if boot.first_exit_ns != 0 {
+                stats.stage("kernel-entered", boot.first_exit_ns);
+            }
         }
         for report in &reports {
             stats.exits.add(&report.exits);
         }
         stats.guest_stamps(&self.devices.stamps.stamps());
+        self.devices.kernel_stages(&mut stats);
         stats.stage("end", monotonic_ns());
+        stats.in_order();
         let status = self.devices.stamps.exit_status();
         let exit_status = status.map(|status| u8::try_from(status).unwrap_or(u8::MAX));
         Ok(Outcome {

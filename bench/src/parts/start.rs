@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 
-use crate::Subjects;
+use crate::subjects::Subjects;
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::{StampAt, time_to_event};
-use crate::result::{Goal, PartResult};
+use crate::parts::result::{Goal, PartResult};
 
 const WHAT: &str = "exec to first KVM_RUN";
 

@@ -1,16 +1,15 @@
 //! From exec to the guest's first process, to the end of a command, and the VM exits on the way.
 
-use std::collections::BTreeMap;
 use std::fs;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
+use anyhow::Result;
 
-use crate::Subjects;
+use crate::subjects::Subjects;
+use crate::account::Account;
 use crate::containers::Containers;
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::{Running, StampAt, ms, time_to_end, time_to_event};
-use crate::result::{Goal, PartResult};
+use crate::parts::result::{Goal, PartResult};
 
 const TO_INIT: &str = "exec to init";
 const TO_COMMAND: &str = "exec to command";
@@ -19,19 +18,6 @@ const EXITS: &str = "VM exits by KVM: ";
 const READY: &str = "bench-ready";
 const SHELL: [&str; 3] = ["/bin/sh", "-c", "echo bench-ready; exec sleep 1000"];
 const TRUE: &str = "/bin/true";
-
-/// casita's own account of a run.
-#[derive(Deserialize)]
-struct Stats {
-    stages: Vec<Stage>,
-    exits: BTreeMap<String, u64>,
-}
-
-#[derive(Deserialize)]
-struct Stage {
-    name: String,
-    at_ns: u64,
-}
 
 /// The disk of the peer's guests, and what they are told.
 struct Peer {
@@ -110,15 +96,9 @@ fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
     let start = running.started_ns;
     let (end, success) = running.end()?;
     anyhow::ensure!(success, "casita run -- true failed");
-    let stats: Stats = serde_json::from_slice(&fs::read(&path)?)?;
-    let at = |name: &str| {
-        let stage = stats.stages.iter().find(|stage| stage.name == name);
-        stage
-            .map(|stage| stage.at_ns)
-            .with_context(|| format!("no stage {name}"))
-    };
-    round.add(TO_INIT, CASITA, "ms", ms(start, at("init")?));
-    round.add(TO_COMMAND, CASITA, "ms", ms(start, at("command-started")?));
+    let stats = Account::read(&path)?;
+    round.add(TO_INIT, CASITA, "ms", ms(start, stats.at("init")?));
+    round.add(TO_COMMAND, CASITA, "ms", ms(start, stats.at("command-started")?));
     round.add(TO_END, CASITA, "ms", ms(start, end));
     let mut before = start;
     for stage in &stats.stages {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::result::{Goal, PartResult, Row};
+use crate::parts::result::{Goal, PartResult, Row};
 
 /// The parts in the order of the report, with their headings.
 const PARTS: [(&str, &str); 8] = [

@@ -2,18 +2,21 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::interrupt::{self, Child};
+use crate::place;
+
 /// Longer than anything takes that works, on the slowest CPU. A clock that counts instructions may
 /// jump to the next timer while the lab waits for its file server: then the lab's own deadline counts.
 fn deadline() -> Instant {
-    let icount = std::env::var_os("BENCH_ICOUNT").is_some();
-    Instant::now() + Duration::from_mins(if icount { 1 << 20 } else { 3 })
+    let counts = place::lab() == Some(place::Lab::Instructions);
+    Instant::now() + Duration::from_mins(if counts { 1 << 20 } else { 3 })
 }
 
 /// `CLOCK_MONOTONIC`, in nanoseconds: the clock that casita's own stamps have.
@@ -46,10 +49,8 @@ impl Running {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         let started_ns = now_ns();
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{command:?} could not be started"))?;
-        let output = child.stdout.take().context("standard output is a pipe")?;
+        let mut child = Child::start(command)?;
+        let output = child.stdout().context("standard output is a pipe")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
@@ -90,6 +91,7 @@ impl Running {
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.child.wait()?;
+                    interrupt::check()?;
                     bail!(
                         "ended ({status}) without '{mark}'; it wrote {:?}",
                         self.seen
@@ -120,13 +122,6 @@ impl Running {
             before = now;
         }
         bail!("process {} is never idle", self.id())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -171,29 +166,29 @@ impl CpuTime {
     }
 }
 
-/// Runs `command` to its end without a word and returns the clock from before its start, and what it
-/// left.
-fn run_quietly(command: &mut Command) -> Result<(u64, Output)> {
+/// Runs `command` to its end without a word and returns the clock from before its start and at its
+/// end, and what it left.
+pub fn run_quietly(command: &mut Command) -> Result<(u64, u64, Output)> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let start = now_ns();
-    let output = command
-        .spawn()
-        .with_context(|| format!("{command:?} could not be started"))?
-        .wait_with_output()?;
-    Ok((start, output))
+    let output = Child::start(command)?.wait_with_output()?;
+    let end = now_ns();
+    interrupt::check()?;
+    Ok((start, end, output))
 }
 
 /// Runs `command` to its end without a word and returns the milliseconds that it took.
 pub fn time_to_end(command: &mut Command) -> Result<f64> {
-    let (start, output) = run_quietly(command)?;
-    let end = now_ns();
+    let (start, end, output) = run_quietly(command)?;
     ensure!(
         output.status.success(),
-        "{command:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
+        "{} failed ({}): {}",
+        command.get_program().display(),
+        output.status,
+        interrupt::last_line(&output.stderr)
     );
     Ok(ms(start, end))
 }
@@ -220,7 +215,7 @@ pub fn time_to_event(command: &mut Command, shim: &Path, at: StampAt, stamp: &Pa
                 StampAt::Exit => "exit",
             },
         );
-    let (start, output) = run_quietly(command)?;
+    let (start, _, output) = run_quietly(command)?;
     let text = std::fs::read_to_string(stamp).with_context(|| {
         let said = String::from_utf8_lossy(&output.stderr);
         format!(

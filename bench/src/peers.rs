@@ -7,18 +7,21 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
-use crate::Subjects;
+use crate::subjects::Subjects;
 
 /// The project's own name in tables.
 pub const CASITA: &str = "casita";
 /// The peer's.
 pub const QEMU: &str = "QEMU microvm";
 
+/// Its program.
+pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
+
 /// What is in the guests whose PID 1 is not the image's.
 pub const WHAT_RUNS: &str = "Casita runs as its users run it (`casita run --rm`): its agent in the \
     guest, vsock, the command's streams through it, a record of the VM on the host. QEMU boots the \
     same kernel with the same command line, root image and kind of disk, and an initrd of 3 KiB: \
-    tests/bench-tools/guest-init.c mounts the same file systems as the agent, joins image and disk \
+    bench/guest/guest-init.c mounts the same file systems as the agent, joins image and disk \
     with overlayfs, runs the command on the serial console, and powers off without writing the disk \
     back, which `--rm` does not do either. So all that Casita does beyond that is in its figures.";
 
@@ -122,7 +125,7 @@ impl Qemu<'_> {
     /// numbers and serial port. No timer chip, clock chip, or interrupt controller that the guest
     /// does not need.
     pub fn command(&self, subjects: &Subjects) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU_PROGRAM);
         command
             .args(["-M", "microvm,rtc=off,pit=off,pic=off"])
             // The last one for back ends of KVM that do not let this register be set.

@@ -1,15 +1,16 @@
 //! How many bytes a second pass through a command's standard output and input.
 
 use std::io::{Read, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::Subjects;
+use crate::subjects::Subjects;
 use crate::containers::{Containers, Kind};
+use crate::interrupt::{self, Child};
 use crate::peers::{self, CASITA};
 use crate::process::{ms, now_ns};
-use crate::result::{Goal, PartResult};
+use crate::parts::result::{Goal, PartResult};
 
 const OUTPUT: &str = "standard output to a pipe";
 const INPUT: &str = "standard input from a pipe";
@@ -72,12 +73,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
 
 /// Starts `command` and waits for its first line.
 fn start(command: &mut Command) -> Result<(Child, ChildStdout)> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{command:?} could not be started"))?;
-    let mut output = child.stdout.take().context("its output is a pipe")?;
+    let mut child = Child::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+    let mut output = child.stdout().context("its output is a pipe")?;
     expect(&mut output, READY).with_context(|| format!("{command:?}"))?;
     Ok((child, output))
 }
@@ -98,6 +95,7 @@ fn expect(output: &mut ChildStdout, wanted: &[u8]) -> Result<()> {
 
 fn end(mut child: Child) -> Result<()> {
     let status = child.wait()?;
+    interrupt::check()?;
     ensure!(status.success(), "it ended with {status}");
     Ok(())
 }
@@ -110,7 +108,7 @@ fn rate_since(start: u64) -> f64 {
 
 fn output_rate(command: &mut Command) -> Result<f64> {
     let (mut child, mut output) = start(command)?;
-    drop(child.stdin.take());
+    drop(child.stdin());
     let start = now_ns();
     let mut buffer = vec![0; CHUNK];
     let mut left = BYTES;
@@ -126,7 +124,7 @@ fn output_rate(command: &mut Command) -> Result<f64> {
 
 fn input_rate(command: &mut Command) -> Result<f64> {
     let (mut child, mut output) = start(command)?;
-    let mut input = child.stdin.take().context("its input is a pipe")?;
+    let mut input = child.stdin().context("its input is a pipe")?;
     let buffer = vec![0; CHUNK];
     let start = now_ns();
     for _ in 0..BYTES / CHUNK {

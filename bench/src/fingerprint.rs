@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::Subjects;
+use crate::place::{self, Lab};
+use crate::subjects::Subjects;
 
 /// Where and with what a part ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Fingerprint {
     pub huge_pages: String,
     /// How the part was scheduled: `real-time` or `normal`.
     pub scheduling: String,
+    /// What the kernel does against the flaws of its CPU.
+    #[serde(default)]
+    pub mitigations: Vec<String>,
     /// Load average of the last minute when the part began.
     pub load: String,
     /// MiB of the host's memory.
@@ -43,7 +47,7 @@ pub struct Fingerprint {
 
 impl Fingerprint {
     /// Looks at this host.
-    pub fn take(subjects: &Subjects) -> Result<Self> {
+    pub fn take(subjects: &Subjects, kernel: &Path) -> Result<Self> {
         let info = read("/proc/cpuinfo");
         let model = info
             .lines()
@@ -62,6 +66,7 @@ impl Fingerprint {
                 "/sys/kernel/mm/transparent_hugepage/enabled",
             ))),
             scheduling: scheduling(),
+            mitigations: mitigations(),
             load: read("/proc/loadavg")
                 .split(' ')
                 .next()
@@ -69,7 +74,7 @@ impl Fingerprint {
                 .to_owned(),
             memory_mib: memory_mib(),
             casita: first_line(Command::new(&subjects.casita).arg("--version")),
-            guest_kernel: guest_kernel(&subjects.kernel)?,
+            guest_kernel: guest_kernel(kernel)?,
             qemu: first_line(Command::new("qemu-system-x86_64").arg("--version")),
             containers: ["crun", "runc", "bwrap", "unshare", "umoci"]
                 .map(|name| first_line(Command::new(name).arg("--version")))
@@ -118,16 +123,30 @@ fn kvm_module() -> String {
     or_none(found.collect::<Vec<_>>().join(", "))
 }
 
-/// The lab tells its commands that they are in it; its clock is known by the outer options alone.
 fn lab() -> String {
-    match (
-        std::env::var_os("CASITA_LAB"),
-        std::env::var("BENCH_ICOUNT"),
-    ) {
-        (None, _) => "no".to_owned(),
-        (Some(_), Ok(_)) => "yes; its time counts instructions, 1 ns each (icount)".to_owned(),
-        (Some(_), Err(_)) => "yes; a software CPU in real time".to_owned(),
-    }
+    let text = match place::lab() {
+        None => "no",
+        Some(Lab::Instructions) => "yes; its time counts instructions, 1 ns each (icount)",
+        Some(Lab::RealTime) => "yes; a software CPU in real time",
+    };
+    text.to_owned()
+}
+
+/// What the kernel does against each flaw of the CPU that it has.
+fn mitigations() -> Vec<String> {
+    let Ok(files) = fs::read_dir("/sys/devices/system/cpu/vulnerabilities") else {
+        return Vec::new();
+    };
+    let mut found: Vec<String> = files
+        .filter_map(|file| {
+            let path = file.ok()?.path();
+            let text = read(path.to_str()?);
+            let affected = !text.is_empty() && text != "Not affected";
+            affected.then(|| format!("{}: {text}", path.file_name().unwrap_or_default().display()))
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 fn memory_mib() -> u64 {
@@ -157,4 +176,35 @@ fn guest_kernel(path: &Path) -> Result<String> {
         .display();
     let kib = fs::metadata(&path)?.len() / 1024;
     Ok(format!("vmlinux {folder}, {kib} KiB"))
+}
+
+impl Fingerprint {
+    /// Whether this was the lab.
+    pub fn is_lab(&self) -> bool {
+        self.lab.starts_with("yes")
+    }
+}
+
+impl Fingerprint {
+    /// The machine in a few lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![
+            format!("{}, {} MiB; Linux {}", self.cpu, self.memory_mib, self.host_kernel),
+            format!(
+                "{}; lab: {}; governor {}; huge pages {}; load {}",
+                self.kvm, self.lab, self.governor, self.huge_pages, self.load
+            ),
+        ];
+        let none = "none needed or none told".to_owned();
+        let mitigations = Some(self.mitigations.join("; ")).filter(|text| !text.is_empty());
+        lines.push(format!("mitigations: {}", mitigations.unwrap_or(none)));
+        let programs: Vec<&str> = [&self.casita, &self.guest_kernel, &self.qemu]
+            .into_iter()
+            .chain(&self.containers)
+            .map(String::as_str)
+            .filter(|text| !text.is_empty() && *text != "not installed")
+            .collect();
+        lines.push(programs.join("; "));
+        lines
+    }
 }
