@@ -16,6 +16,7 @@ use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::block::Traffic;
+use casita_devices::virtio::spec::device_type;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -188,9 +189,15 @@ impl Devices {
         if let Some(first) = probed.min() {
             stats.stage("devices-probed", first);
         }
+        let mut disks = self.disks.iter();
         for device in &self.virtio {
+            // Disks have the names of their files; here their places are meant.
+            let name = match device.device() {
+                (device_type::BLOCK, path) => disks.next().map_or(path, |(name, _)| name.clone()),
+                (_, name) => name,
+            };
             if let Some(at) = device.driver_ok_ns() {
-                stats.stage(format!("driver-{}", device.name()), at);
+                stats.stage(format!("driver-{name}"), at);
             }
         }
         for (name, traffic) in &self.disks {

@@ -16,14 +16,14 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// For values up to `most`, with some five marks.
+    /// For values up to `most`, with some eight marks.
     pub fn new(from: f64, to: f64, most: f64) -> Self {
         let most = if most.is_finite() && most > 0.0 {
             most
         } else {
             1.0
         };
-        let step = nice(most / 5.0);
+        let step = nice(most / 8.0);
         Self {
             from,
             to,
@@ -42,7 +42,7 @@ impl Axis {
         #[allow(
             clippy::cast_sign_loss,
             clippy::cast_precision_loss,
-            reason = "some five"
+            reason = "some eight"
         )]
         let marks = (0..=(self.end / self.step).round() as usize).map(|i| i as f64 * self.step);
         marks.collect()

@@ -11,13 +11,15 @@ use crate::tables::figure;
 const ROW: f64 = 52.0;
 const LEFT: f64 = 170.0;
 const RIGHT: f64 = WIDTH - 200.0;
-const BOX: f64 = 22.0;
+const BOX: f64 = 24.0;
+/// Of the bar behind, from zero to the median.
+const BAR: f64 = 14.0;
 
 /// The times of all.
 pub fn scene(record: &Record, results: &[Timed]) -> Scene {
-    let title = format!("`{}`: start to exit", shortened(&record.settings.command, 40));
-    let how = "Milliseconds, less is better. Dots: runs; box: the middle half, with the median; line: \
-               from the fastest to the slowest.";
+    let title = format!("{}: start to exit", shortened(&record.settings.command, 40));
+    let how = "Milliseconds, less is better. Bar: median; dots: runs; box: the middle half; thin line: from \
+               the fastest to the slowest.";
     let mut scene = frame::begin(record, &title, how);
     let most = results.iter().flat_map(|timed| &timed.samples_ms);
     let most = most.copied().fold(0.0, f64::max);
@@ -56,6 +58,7 @@ fn row(scene: &mut Scene, timed: &Timed, axis: &Axis, y: f64) {
     let ours = timed.name.starts_with("casita");
     let label = if ours { label.bold() } else { label };
     scene.text(LEFT - 16.0, y, shortened(&timed.name, 18), label);
+    scene.glass(LEFT, y - BAR / 2.0, at(0.5) - LEFT, BAR, colour, 0.4);
     scene.path(vec![(at(0.0), y), (at(1.0), y)], colour, 2.0);
     for end in [0.0, 1.0] {
         scene.path(vec![(at(end), y - 5.0), (at(end), y + 5.0)], colour, 2.0);

@@ -183,7 +183,7 @@ impl Scene {
 /// About how wide a text is: enough to keep others off.
 #[allow(clippy::cast_precision_loss, reason = "short")]
 pub fn about_width(text: &str, size: f64) -> f64 {
-    text.chars().count() as f64 * size * 0.56
+    text.chars().count() as f64 * size * 0.6
 }
 
 /// A text that is not longer than `most` characters.

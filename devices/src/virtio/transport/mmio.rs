@@ -168,9 +168,10 @@ impl MmioTransport {
         self.driver_ok.at_ns()
     }
 
-    /// The device's name.
-    pub fn name(&self) -> String {
-        self.lock().device.name().to_owned()
+    /// The device's number in section 5, and its name.
+    pub fn device(&self) -> (u32, String) {
+        let inner = self.lock();
+        (inner.device.device_type(), inner.device.name().to_owned())
     }
 
     /// A panic while the lock was held has ended the VM's thread; what is here then is at worst a
