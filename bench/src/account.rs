@@ -121,12 +121,11 @@ pub fn medians(runs: &[Vec<Stage>]) -> Vec<Stage> {
     for run in runs {
         let mut place = 0;
         for stage in run {
-            match all.iter().position(|other| other.name == stage.name) {
-                Some(at) => place = at + 1,
-                None => {
-                    all.insert(place, stage.clone());
-                    place += 1;
-                }
+            if let Some(at) = all.iter().position(|other| other.name == stage.name) {
+                place = at + 1;
+            } else {
+                all.insert(place, stage.clone());
+                place += 1;
             }
         }
     }

@@ -70,7 +70,11 @@ pub fn measure(args: &BootArgs, casita: &Path) -> Result<Record> {
     Ok(Record {
         host,
         settings: Settings {
-            image: args.setup.image.clone().unwrap_or_else(|| "built-in".to_owned()),
+            image: args
+                .setup
+                .image
+                .clone()
+                .unwrap_or_else(|| "built-in".to_owned()),
             command: words.join(" "),
             memory_mib: args.memory,
             runs: args.runs,

@@ -177,13 +177,7 @@ impl Containers {
         Ok(command)
     }
 
-    fn bundle(
-        &self,
-        kind: Kind,
-        name: &str,
-        words: &[&str],
-        extras: &Extras,
-    ) -> Result<PathBuf> {
+    fn bundle(&self, kind: Kind, name: &str, words: &[&str], extras: &Extras) -> Result<PathBuf> {
         let bundle = self.bundles.join(format!("{}-{name}", kind.name()));
         fs::create_dir_all(&bundle)?;
         let mut spec = self.spec.clone();

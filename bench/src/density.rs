@@ -38,7 +38,11 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub fn measure(args: &DensityArgs, casita: &Path) -> Result<Record> {
     let disk = Path::new("/lab-disk");
     let lab_disk = crate::place::lab().is_some() && disk.is_dir();
-    let place = if lab_disk { disk.to_owned() } else { subjects::default_place() };
+    let place = if lab_disk {
+        disk.to_owned()
+    } else {
+        subjects::default_place()
+    };
     let subjects = Subjects::of(&args.setup, casita, &place)?;
     let host = Fingerprint::take(&subjects, &subjects.kernel)?;
     let containers = Containers::new(&subjects)?;
@@ -88,7 +92,11 @@ pub fn measure(args: &DensityArgs, casita: &Path) -> Result<Record> {
     Ok(Record {
         host,
         settings: Settings {
-            image: args.setup.image.clone().unwrap_or_else(|| "built-in".to_owned()),
+            image: args
+                .setup
+                .image
+                .clone()
+                .unwrap_or_else(|| "built-in".to_owned()),
             command: "idle: sleep; working: reads its image and 16 MiB of memory".to_owned(),
             memory_mib: args.memory,
             runs: args.count,
@@ -128,17 +136,13 @@ impl Who {
 }
 
 fn who(rival: Rival, subjects: &Subjects, containers: &Containers) -> Result<Who> {
-    Ok(match container(rival) {
-        Some(kind) => {
-            ensure!(containers.can_run(kind), "not installed");
-            Who::Container(kind)
-        }
-        None => {
-            ensure!(is_installed(peers::QEMU_PROGRAM), "not installed");
-            let cmdline = peers::casita_cmdline(subjects)?;
-            Who::Qemu { cmdline }
-        }
-    })
+    if let Some(kind) = container(rival) {
+        ensure!(containers.can_run(kind), "not installed");
+        return Ok(Who::Container(kind));
+    }
+    ensure!(is_installed(peers::QEMU_PROGRAM), "not installed");
+    let cmdline = peers::casita_cmdline(subjects)?;
+    Ok(Who::Qemu { cmdline })
 }
 
 /// One that stands.
@@ -264,7 +268,11 @@ impl Crowds<'_> {
 fn roots(kind: Kind, name: &str) -> Result<Vec<u32>> {
     let mut command = Command::new(kind.name());
     match kind {
-        Kind::Podman => command.args(["inspect", "--format", "{\"pid\":{{.State.Pid}},\"conmon\":{{.State.ConmonPid}}}"]),
+        Kind::Podman => command.args([
+            "inspect",
+            "--format",
+            "{\"pid\":{{.State.Pid}},\"conmon\":{{.State.ConmonPid}}}",
+        ]),
         _ => command.arg("state"),
     };
     let state: serde_json::Value = serde_json::from_slice(&output_of(command.arg(name))?)?;

@@ -189,10 +189,13 @@ impl Fingerprint {
     /// The machine in a few lines for people.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![
-            format!("{}, {} MiB; Linux {}", self.cpu, self.memory_mib, self.host_kernel),
             format!(
-                "{}; lab: {}; governor {}; huge pages {}; load {}",
-                self.kvm, self.lab, self.governor, self.huge_pages, self.load
+                "{}, {} MiB; Linux {}",
+                self.cpu, self.memory_mib, self.host_kernel
+            ),
+            format!(
+                "{}; lab: {}; governor {}; huge pages {}; {} scheduling; load {}",
+                self.kvm, self.lab, self.governor, self.huge_pages, self.scheduling, self.load
             ),
         ];
         let none = "none needed or none told".to_owned();

@@ -12,6 +12,7 @@ use crate::interrupt::output_of;
 
 /// The parts of /proc/meminfo that count here, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(clippy::struct_field_names, reason = "the unit")]
 pub struct HostMemory {
     /// What could be given to others.
     pub available_kib: u64,

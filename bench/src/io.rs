@@ -29,12 +29,42 @@ struct Job {
 }
 
 const JOBS: [Job; 6] = [
-    Job { name: "4 KiB random read, 1 at once", pattern: "randread", block: 4096, depth: 1 },
-    Job { name: "4 KiB random read, 32 at once", pattern: "randread", block: 4096, depth: 32 },
-    Job { name: "4 KiB random write, 1 at once", pattern: "randwrite", block: 4096, depth: 1 },
-    Job { name: "4 KiB random write, 32 at once", pattern: "randwrite", block: 4096, depth: 32 },
-    Job { name: "1 MiB sequential read, 4 at once", pattern: "read", block: 1 << 20, depth: 4 },
-    Job { name: "1 MiB sequential write, 4 at once", pattern: "write", block: 1 << 20, depth: 4 },
+    Job {
+        name: "4 KiB random read, 1 at once",
+        pattern: "randread",
+        block: 4096,
+        depth: 1,
+    },
+    Job {
+        name: "4 KiB random read, 32 at once",
+        pattern: "randread",
+        block: 4096,
+        depth: 32,
+    },
+    Job {
+        name: "4 KiB random write, 1 at once",
+        pattern: "randwrite",
+        block: 4096,
+        depth: 1,
+    },
+    Job {
+        name: "4 KiB random write, 32 at once",
+        pattern: "randwrite",
+        block: 4096,
+        depth: 32,
+    },
+    Job {
+        name: "1 MiB sequential read, 4 at once",
+        pattern: "read",
+        block: 1 << 20,
+        depth: 4,
+    },
+    Job {
+        name: "1 MiB sequential write, 4 at once",
+        pattern: "write",
+        block: 1 << 20,
+        depth: 4,
+    },
 ];
 
 /// The file that is read and written, where each has its disk.
@@ -169,7 +199,11 @@ impl Bench<'_> {
                     ran.remove(index);
                 }
             }
-            results.extend(who.iter().zip(&ran).map(|((name, _), ran)| load(name, job, ran)));
+            results.extend(
+                who.iter()
+                    .zip(&ran)
+                    .map(|((name, _), ran)| load(name, job, ran)),
+            );
         }
         Ok(results)
     }
@@ -182,7 +216,9 @@ impl Bench<'_> {
                 let words = self.words("/bench.fio", job);
                 let mut command = peers::casita(self.subjects, "256M")?;
                 let disk = self.subjects.work.join("vm.disk");
-                command.arg("--disk").arg(format!("{},size=1G", disk.display()));
+                command
+                    .arg("--disk")
+                    .arg(format!("{},size=1G", disk.display()));
                 output_of(command.arg("--").args(words))?
             }
             Who::Container(kind) => {
@@ -278,7 +314,11 @@ fn parse(output: &[u8]) -> Result<Ran> {
         .with_context(|| format!("fio said: {}", interrupt::last_line(output)))?;
     let job = fio.jobs.first().context("fio ran no job")?;
     ensure!(job.error == 0, "fio failed with error {}", job.error);
-    let side = if job.read.total_ios > 0 { &job.read } else { &job.write };
+    let side = if job.read.total_ios > 0 {
+        &job.read
+    } else {
+        &job.write
+    };
     ensure!(side.total_ios > 0, "fio did nothing");
     let percentile = |name: &str| side.clat_ns.percentile.get(name).copied();
     Ok(Ran {

@@ -7,11 +7,11 @@ mod boot;
 mod containers;
 mod density;
 mod fingerprint;
+mod formats;
 mod hostmem;
 mod interrupt;
 mod io;
 mod net;
-mod formats;
 mod parts;
 mod peers;
 mod picture;
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         .map_err(Into::into)
         .and_then(|()| match cli.command {
             Command::Bench(args) => bench(&args, &cli.casita),
-            Command::Part(part) => parts::run(part, cli.casita),
+            Command::Part(part) => parts::run(part, &cli.casita),
         });
     match result {
         Ok(()) => ExitCode::SUCCESS,

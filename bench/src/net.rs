@@ -99,7 +99,9 @@ fn absent(name: &str, reason: impl Into<String>) -> Missing {
 
 /// Whether this casita's guests have a network, and find the host in it.
 fn vm_network(subjects: &Subjects) -> Result<(), String> {
-    let help = Command::new(&subjects.casita).args(["run", "--help"]).output();
+    let help = Command::new(&subjects.casita)
+        .args(["run", "--help"])
+        .output();
     let help = help.map_err(|error| error.to_string())?;
     if String::from_utf8_lossy(&help.stdout).contains("--net ") {
         Ok(())
@@ -139,7 +141,8 @@ impl Bench<'_> {
                             interrupt::check()?;
                             let told = missing.iter().any(|missing| missing.name == *name);
                             if !told {
-                                missing.push(absent(name, format!("does not work here: {error:#}")));
+                                missing
+                                    .push(absent(name, format!("does not work here: {error:#}")));
                             }
                         }
                     }
@@ -147,7 +150,8 @@ impl Bench<'_> {
                 }
             }
             let measured = who.iter().zip(rates).filter(|(_, rates)| !rates.is_empty());
-            results.extend(measured.map(|((name, _), rates)| Load::new(name, way, "Gbit/s", rates)));
+            results
+                .extend(measured.map(|((name, _), rates)| Load::new(name, way, "Gbit/s", rates)));
         }
         Ok(results)
     }
@@ -189,7 +193,11 @@ impl Bench<'_> {
             }
             Who::Casita => {
                 // The guest's gateway is the host.
-                let script = format!("exec {}", words("$(/bin/busybox ip route | /bin/busybox awk '/^default/ { print $3 }')").join(" "));
+                let script = format!(
+                    "exec {}",
+                    words("$(/bin/busybox ip route | /bin/busybox awk '/^default/ { print $3 }')")
+                        .join(" ")
+                );
                 let mut command = peers::casita(self.subjects, "256M")?;
                 output_of(command.args(["--", "/bin/sh", "-c", &script]))?
             }
@@ -228,10 +236,20 @@ impl Link {
         // From here on it is taken away again, and its link with it.
         let link = Self { namespace };
         let name = link.namespace.as_str();
-        ip(&["link", "add", &ours, "type", "veth", "peer", "name", theirs, "netns", name])?;
+        ip(&[
+            "link", "add", &ours, "type", "veth", "peer", "name", theirs, "netns", name,
+        ])?;
         ip(&["address", "add", &format!("{HOST_END}/30"), "dev", &ours])?;
         ip(&["link", "set", &ours, "up"])?;
-        ip(&["-n", name, "address", "add", &format!("{CONTAINER_END}/30"), "dev", theirs])?;
+        ip(&[
+            "-n",
+            name,
+            "address",
+            "add",
+            &format!("{CONTAINER_END}/30"),
+            "dev",
+            theirs,
+        ])?;
         ip(&["-n", name, "link", "set", theirs, "up"])?;
         Ok(link)
     }
@@ -253,10 +271,17 @@ impl Drop for Link {
 
 fn ip(words: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
-    command.args(words).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     let output = Child::start(command.stderr(Stdio::piped()))?.wait_with_output()?;
     if !output.status.success() {
-        bail!("ip {}: {}", words.join(" "), interrupt::last_line(&output.stderr));
+        bail!(
+            "ip {}: {}",
+            words.join(" "),
+            interrupt::last_line(&output.stderr)
+        );
     }
     Ok(())
 }

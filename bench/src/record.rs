@@ -184,6 +184,7 @@ impl Crowd {
 }
 
 /// One load in one subject.
+#[allow(clippy::struct_field_names, reason = "which load it was")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Load {
     /// Who.

@@ -37,7 +37,8 @@ pub struct Subjects {
     /// Runs of each peer.
     pub runs: usize,
     /// Removed with this.
-    _place: Option<TempDir>,
+    #[allow(dead_code, reason = "kept for its drop")]
+    own_folder: Option<TempDir>,
 }
 
 impl Subjects {
@@ -60,7 +61,7 @@ impl Subjects {
             work: work.to_owned(),
             layout: None,
             runs: 1,
-            _place: None,
+            own_folder: None,
         };
         subjects.brought_near()
     }
@@ -96,7 +97,7 @@ impl Subjects {
             .with_context(|| format!("there is no kernel {}", kernel.display()))?;
         let place = work_folder(below)?;
         let mut subjects = Self::new(casita, &kernel, image, place.path())?;
-        subjects._place = Some(place);
+        subjects.own_folder = Some(place);
         Ok(subjects)
     }
 
@@ -129,7 +130,7 @@ pub fn work_folder(below: &Path) -> Result<TempDir> {
 }
 
 /// Where measurements write what is no measurement of a disk: near the programs' memory in the lab.
-pub fn default_place() -> PathBuf {
+pub fn defaultown_folder() -> PathBuf {
     if place::lab().is_some() {
         "/dev/shm".into()
     } else {

@@ -88,7 +88,15 @@ fn times(record: &Record, results: &[Timed]) -> Table {
     let ours = results.first().map_or("", |timed| &timed.name);
     Table::new(
         format!("Start to exit of `{}`, ms", record.settings.command),
-        &["", "p50", "95 % sure", "p90", "p99", "runs", &format!("{ours} takes")],
+        &[
+            "",
+            "p50",
+            "95 % sure",
+            "p90",
+            "p99",
+            "runs",
+            &format!("{ours} takes"),
+        ],
         rows.collect(),
     )
 }
@@ -117,7 +125,9 @@ const COLUMNS: [Column; 6] = [
     ("proportional", |point| point.proportional_kib),
     ("kernel", |point| point.kernel_kib),
     ("of it slab", |point| point.slab_kib),
-    ("of it page tables", |point| point.page_tables_kib + point.guest_page_tables_kib),
+    ("of it page tables", |point| {
+        point.page_tables_kib + point.guest_page_tables_kib
+    }),
     ("in all", Point::total_kib),
 ];
 
@@ -140,7 +150,10 @@ fn each(record: &Record, results: &[Crowd]) -> Table {
 
 fn header<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let names = COLUMNS.iter().map(|(name, _)| *name);
-    [""].into_iter().chain(names).chain(more.iter().copied()).collect()
+    [""].into_iter()
+        .chain(names)
+        .chain(more.iter().copied())
+        .collect()
 }
 
 fn together(results: &[Crowd]) -> Table {
@@ -173,7 +186,10 @@ fn loads(record: &Record, results: &[Load]) -> Table {
     let rows = kinds.iter().map(|(kind, unit)| {
         let of = |name: &str| {
             let same = |load: &&Load| load.name == name && load.load == *kind && load.unit == *unit;
-            results.iter().find(same).map_or(f64::NAN, |load| load.median)
+            results
+                .iter()
+                .find(same)
+                .map_or(f64::NAN, |load| load.median)
         };
         let mut row = vec![format!("{kind}, {unit}")];
         row.extend(names.iter().map(|name| figure(of(name))));
@@ -196,7 +212,11 @@ fn loads(record: &Record, results: &[Load]) -> Table {
         .chain(names.iter().copied())
         .chain(ratio.as_deref())
         .collect();
-    Table::new(format!("{}, medians", record.title()), &header, rows.collect())
+    Table::new(
+        format!("{}, medians", record.title()),
+        &header,
+        rows.collect(),
+    )
 }
 
 #[cfg(test)]
@@ -221,7 +241,10 @@ mod tests {
     #[test]
     fn figures_have_three_digits_and_are_grouped() {
         let told = [0.0, 0.123, 9.996, 70.12, 99.96, 2348.2, 14_467.0, f64::NAN].map(figure);
-        assert_eq!(told, ["0", "0.12", "10.0", "70.1", "100", "2348", "14,467", "-"]);
+        assert_eq!(
+            told,
+            ["0", "0.12", "10.0", "70.1", "100", "2348", "14,467", "-"]
+        );
     }
 
     #[test]
@@ -232,7 +255,10 @@ mod tests {
         };
         results.remove(1);
         let table = &of(&record)[0];
-        assert_eq!(table.header, ["", "casita", "host", "crun", "casita of host's"]);
+        assert_eq!(
+            table.header,
+            ["", "casita", "host", "crun", "casita of host's"]
+        );
         assert_eq!(table.rows[0][3], "-");
     }
 }

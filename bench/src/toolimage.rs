@@ -65,7 +65,10 @@ fn find(program: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(program))
         .find(|path| path.is_file());
     let Some(path) = found else {
-        bail!("{program} is not installed: sudo apt install {}", package(program));
+        bail!(
+            "{program} is not installed: sudo apt install {}",
+            package(program)
+        );
     };
     Ok(path)
 }
@@ -108,7 +111,10 @@ mod tests {
         let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\
                     \tlibaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let wanted = ["/lib/x86_64-linux-gnu/libaio.so.1", "/lib64/ld-linux-x86-64.so.2"];
+        let wanted = [
+            "/lib/x86_64-linux-gnu/libaio.so.1",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
         assert_eq!(parse_ldd(text), wanted.map(PathBuf::from));
         assert!(parse_ldd("\tnot a dynamic executable\n").is_empty());
     }
@@ -116,8 +122,15 @@ mod tests {
     #[test]
     fn a_program_that_is_missing_is_told_with_its_package() {
         let place = tempfile::tempdir().unwrap();
-        let error = make(&place.path().join("i"), &["casita-no-such-program"], place.path());
+        let error = make(
+            &place.path().join("i"),
+            &["casita-no-such-program"],
+            place.path(),
+        );
         let error = format!("{:#}", error.unwrap_err());
-        assert!(error.contains("casita-no-such-program is not installed"), "{error}");
+        assert!(
+            error.contains("casita-no-such-program is not installed"),
+            "{error}"
+        );
     }
 }

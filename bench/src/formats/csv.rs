@@ -65,7 +65,14 @@ fn samples(record: &Record) -> Vec<Sample> {
         Results::Boot(results) => {
             for timed in results {
                 for (run, value) in (1..).zip(&timed.samples_ms) {
-                    all.push(sample("boot", &timed.name, "start to exit", "ms", run, *value));
+                    all.push(sample(
+                        "boot",
+                        &timed.name,
+                        "start to exit",
+                        "ms",
+                        run,
+                        *value,
+                    ));
                 }
                 for stage in &timed.stages {
                     let what = format!("stage: {}", stage.name);
@@ -81,15 +88,28 @@ fn samples(record: &Record) -> Vec<Sample> {
                 for (what, get) in FIGURES {
                     #[allow(clippy::cast_precision_loss, reason = "KiB of one machine")]
                     let value = get(point) as f64;
-                    all.push(sample("density", &crowd.name, what, "KiB", point.instances, value));
+                    all.push(sample(
+                        "density",
+                        &crowd.name,
+                        what,
+                        "KiB",
+                        point.instances,
+                        value,
+                    ));
                 }
             }
         }
         Results::Io(results) | Results::Net(results) => {
-            let bench = if matches!(record.results, Results::Io(_)) { "io" } else { "net" };
+            let bench = if matches!(record.results, Results::Io(_)) {
+                "io"
+            } else {
+                "net"
+            };
             for load in results {
                 for (run, value) in (1..).zip(&load.samples) {
-                    all.push(sample(bench, &load.name, &load.load, &load.unit, run, *value));
+                    all.push(sample(
+                        bench, &load.name, &load.load, &load.unit, run, *value,
+                    ));
                 }
             }
         }
@@ -115,6 +135,9 @@ mod tests {
         let read: Vec<Sample> = reader.deserialize().map(Result::unwrap).collect();
         let wanted: Vec<Sample> = records.iter().flat_map(samples).collect();
         assert_eq!(read, wanted);
-        assert!(text.starts_with("bench,name,what,unit,run,value\n"), "{text}");
+        assert!(
+            text.starts_with("bench,name,what,unit,run,value\n"),
+            "{text}"
+        );
     }
 }

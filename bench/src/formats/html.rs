@@ -27,16 +27,29 @@ pub fn html(records: &[Record]) -> Result<String> {
          style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n",
     );
     let style = STYLE.replace("/*DARK*/", &dark());
-    write!(page, "<title>casita bench</title>\n<style>\n{style}</style>\n</head>\n")?;
+    write!(
+        page,
+        "<title>casita bench</title>\n<style>\n{style}</style>\n</head>\n"
+    )?;
     page.push_str("<body>\n<main>\n<h1>casita bench</h1>\n");
-    page.push_str("<p class=\"lead\">Virtual machines beside containers, on one machine, in turns.</p>\n");
+    page.push_str(
+        "<p class=\"lead\">Virtual machines beside containers, on one machine, in turns.</p>\n",
+    );
     if records.iter().any(|record| record.host.is_lab()) {
-        writeln!(page, "<p class=\"notice\" role=\"note\">{}</p>", sentence(LAB_SENTENCE))?;
+        writeln!(
+            page,
+            "<p class=\"notice\" role=\"note\">{}</p>",
+            sentence(LAB_SENTENCE)
+        )?;
     }
     if records.len() > 1 {
         page.push_str("<nav>");
         for (index, record) in records.iter().enumerate() {
-            write!(page, "<a href=\"#part-{index}\">{}</a>", escaped(record.title()))?;
+            write!(
+                page,
+                "<a href=\"#part-{index}\">{}</a>",
+                escaped(record.title())
+            )?;
         }
         page.push_str("</nav>\n");
     }
@@ -47,7 +60,10 @@ pub fn html(records: &[Record]) -> Result<String> {
     page.push_str("<code>script#data</code>.</footer>\n</main>\n");
     // In a script nothing ends it but its end tag, so no '<' may stand there.
     let data = serde_json::to_string(records)?.replace('<', "\\u003c");
-    writeln!(page, "<script type=\"application/json\" id=\"data\">{data}</script>")?;
+    writeln!(
+        page,
+        "<script type=\"application/json\" id=\"data\">{data}</script>"
+    )?;
     write!(page, "<script>\n{SCRIPT}</script>\n</body>\n</html>\n")?;
     Ok(page)
 }
@@ -62,7 +78,11 @@ fn dark() -> String {
 }
 
 fn section(index: usize, record: &Record, page: &mut String) -> Result<()> {
-    writeln!(page, "<section id=\"part-{index}\">\n<h2>{}</h2>", escaped(record.title()))?;
+    writeln!(
+        page,
+        "<section id=\"part-{index}\">\n<h2>{}</h2>",
+        escaped(record.title())
+    )?;
     for scene in picture::scenes(record) {
         figure(&scene, page)?;
     }
@@ -73,8 +93,13 @@ fn section(index: usize, record: &Record, page: &mut String) -> Result<()> {
         Results::Density(results) => &results[..],
         _ => &[],
     };
-    let shared = shared.iter().map(|one| format!("{}: {}", one.name, one.shared));
-    let missing = record.missing.iter().map(|one| format!("{}: {}", one.name, one.reason));
+    let shared = shared
+        .iter()
+        .map(|one| format!("{}: {}", one.name, one.shared));
+    let missing = record
+        .missing
+        .iter()
+        .map(|one| format!("{}: {}", one.name, one.reason));
     page.push_str("<ul>\n");
     for note in shared.chain(missing).chain(record.notes.iter().cloned()) {
         writeln!(page, "<li>{}</li>", escaped(&note))?;
@@ -90,17 +115,30 @@ fn section(index: usize, record: &Record, page: &mut String) -> Result<()> {
 fn figure(scene: &Scene, page: &mut String) -> Result<()> {
     let picture = render::svg(scene)?;
     // As wide as the page lets it be.
-    let rest = picture.find("viewBox").map_or(&picture[..], |at| &picture[at..]);
+    let rest = picture
+        .find("viewBox")
+        .map_or(&picture[..], |at| &picture[at..]);
     let label = escaped(&scene.label);
-    writeln!(page, "<figure><svg role=\"img\" aria-label=\"{label}\" {rest}</figure>")?;
+    writeln!(
+        page,
+        "<figure><svg role=\"img\" aria-label=\"{label}\" {rest}</figure>"
+    )?;
     Ok(())
 }
 
 fn table(table: &Table, page: &mut String) -> Result<()> {
-    writeln!(page, "<h3>{}</h3>\n<div class=\"table\"><table>\n<thead><tr>", escaped(&table.title))?;
+    writeln!(
+        page,
+        "<h3>{}</h3>\n<div class=\"table\"><table>\n<thead><tr>",
+        escaped(&table.title)
+    )?;
     for name in &table.header {
         let name = if name.is_empty() { "what" } else { name };
-        write!(page, "<th scope=\"col\"><button>{}</button></th>", escaped(name))?;
+        write!(
+            page,
+            "<th scope=\"col\"><button>{}</button></th>",
+            escaped(name)
+        )?;
     }
     page.push_str("</tr></thead>\n<tbody>\n");
     for row in &table.rows {

@@ -1,5 +1,7 @@
 //! Tables for a README, between comments that say what made them.
 
+use std::fmt::Write;
+
 use crate::record::Record;
 use crate::tables::{self, Table};
 
@@ -25,11 +27,13 @@ fn section(record: &Record) -> String {
     let tables: Vec<Table> = tables::of(record).into_iter().take(1).collect();
     let mut text = format!("{BEGIN}{} -->\n", name(record));
     for table in &tables {
-        text.push_str(&format!("{} ({}):\n\n", table.title, record.place()));
-        text.push_str(&rows(table));
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{} ({}):\n", table.title, record.place());
+        text += &rows(table);
     }
     for missing in &record.missing {
-        text.push_str(&format!("\n{}: {}.\n", escaped(&missing.name), escaped(&missing.reason)));
+        let (name, reason) = (escaped(&missing.name), escaped(&missing.reason));
+        let _ = writeln!(text, "\n{name}: {reason}.");
     }
     text.push_str(END);
     text.push('\n');
@@ -54,7 +58,7 @@ fn rows(table: &Table) -> String {
     };
     let mut text = line(&table.header);
     let columns = vec!["---:"; table.header.len().saturating_sub(1)];
-    text.push_str(&format!("|---|{}|\n", columns.join("|")));
+    let _ = writeln!(text, "|---|{}|", columns.join("|"));
     for row in &table.rows {
         text.push_str(&line(row));
     }
@@ -62,7 +66,9 @@ fn rows(table: &Table) -> String {
 }
 
 fn escaped(cell: &str) -> String {
-    cell.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
+    cell.replace('|', "\\|")
+        .replace('<', "&lt;")
+        .replace('\n', " ")
 }
 
 /// Puts new tables into `text` in place of those that are there.
@@ -111,7 +117,10 @@ mod tests {
             let text = section(&record);
             let lines = text.lines().filter(|line| line.starts_with('|'));
             let bars: Vec<usize> = lines.map(|line| line.matches('|').count()).collect();
-            assert!(bars.len() >= 3 && bars.iter().all(|one| *one == bars[0]), "{text}");
+            assert!(
+                bars.len() >= 3 && bars.iter().all(|one| *one == bars[0]),
+                "{text}"
+            );
         }
     }
 
@@ -133,7 +142,11 @@ mod tests {
             let wanted = form(&section(&record), &begin);
             if readme.contains(&begin) {
                 found += 1;
-                assert_eq!(form(&readme, &begin), wanted, "{begin} is of another form: make it anew");
+                assert_eq!(
+                    form(&readme, &begin),
+                    wanted,
+                    "{begin} is of another form: make it anew"
+                );
             }
         }
         assert!(found > 0, "the README has no table of `casita bench`");

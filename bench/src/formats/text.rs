@@ -127,6 +127,9 @@ mod tests {
         let start = text.find("Start to exit of").unwrap();
         let lines: Vec<&str> = text[start..].lines().skip(1).take(6).collect();
         let lengths: Vec<usize> = lines.iter().map(|line| line.len()).collect();
-        assert!(lengths.iter().all(|length| *length == lengths[0]), "{lines:#?}");
+        assert!(
+            lengths.iter().all(|length| *length == lengths[0]),
+            "{lines:#?}"
+        );
     }
 }

@@ -4,12 +4,12 @@ use std::fs;
 
 use anyhow::Result;
 
-use crate::subjects::Subjects;
 use crate::account::Account;
 use crate::containers::Containers;
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::{Running, StampAt, ms, time_to_end, time_to_event};
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const TO_INIT: &str = "exec to init";
 const TO_COMMAND: &str = "exec to command";
@@ -98,7 +98,12 @@ fn one_casita(subjects: &Subjects, round: &mut PartResult) -> Result<()> {
     anyhow::ensure!(success, "casita run -- true failed");
     let stats = Account::read(&path)?;
     round.add(TO_INIT, CASITA, "ms", ms(start, stats.at("init")?));
-    round.add(TO_COMMAND, CASITA, "ms", ms(start, stats.at("command-started")?));
+    round.add(
+        TO_COMMAND,
+        CASITA,
+        "ms",
+        ms(start, stats.at("command-started")?),
+    );
     round.add(TO_END, CASITA, "ms", ms(start, end));
     let mut before = start;
     for stage in &stats.stages {

@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::subjects::Subjects;
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA, Qemu};
 use crate::process::{CpuTime, Running};
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const QEMU_IO_URING: &str = "QEMU microvm, I/O thread, io_uring";
 const QEMU_THREADS: &str = "QEMU microvm, as it comes (threads)";
@@ -167,7 +167,10 @@ fn set_goals(result: &mut PartResult) {
         result.set_goal(&what, CASITA, Goal::AtLeast(rate));
         let job = what.split(':').next().unwrap_or_default();
         let cpu = format!("{job}: CPU per I/O");
-        if let Some(limit) = result.row(&cpu, best).map(crate::parts::result::Row::median) {
+        if let Some(limit) = result
+            .row(&cpu, best)
+            .map(crate::parts::result::Row::median)
+        {
             result.set_goal(&cpu, CASITA, Goal::AtMost(limit));
         }
     }

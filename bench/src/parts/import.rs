@@ -6,10 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::subjects::Subjects;
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::CASITA;
 use crate::process::time_to_end;
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const TIME: &str = "OCI layout to EROFS image";
 const SIZE: &str = "size of the EROFS image";

@@ -4,11 +4,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::subjects::Subjects;
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::Running;
 use crate::smaps::{guest_ram, mappings, total};
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 /// VMs of each monitor at once.
 const VMS: usize = 4;

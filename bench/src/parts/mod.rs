@@ -76,7 +76,7 @@ pub struct PartArgs {
 ///
 /// # Errors
 /// If it can't be measured.
-pub fn run(part: Part, casita: PathBuf) -> Result<()> {
+pub fn run(part: Part, casita: &Path) -> Result<()> {
     let (name, measure, args): (_, fn(&Subjects, &mut PartResult) -> Result<()>, _) = match part {
         Part::Start(args) => ("start", start::measure, args),
         Part::Boot(args) => ("boot", boot::measure, args),
@@ -92,7 +92,7 @@ pub fn run(part: Part, casita: PathBuf) -> Result<()> {
         }
         Part::Report { dir } => return report::report(&dir),
     };
-    let mut subjects = Subjects::new(&casita, &args.kernel, &args.image, &args.work)?;
+    let mut subjects = Subjects::new(casita, &args.kernel, &args.image, &args.work)?;
     subjects.layout = args.layout;
     subjects.runs = args.runs;
     let mut result = PartResult::new(name, Fingerprint::take(&subjects, &args.kernel)?);

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::formats::text::wrap;
 use crate::parts::result::{Goal, PartResult, Row};
+use crate::tables::figure;
 
 /// The parts in the order of the report, with their headings.
 const PARTS: [(&str, &str); 8] = [
@@ -19,8 +21,6 @@ const PARTS: [(&str, &str); 8] = [
     ("memory", "Memory"),
     ("fio", "Disk"),
 ];
-const WIDTH: usize = 98;
-
 /// Joins the parts in `dir`: results.json for programs, results.txt and standard output for people.
 pub fn report(dir: &Path) -> Result<()> {
     let mut results = Vec::new();
@@ -44,33 +44,12 @@ pub fn report(dir: &Path) -> Result<()> {
 }
 
 fn describe(heading: &str, result: &PartResult, text: &mut String) -> std::fmt::Result {
-    let print = &result.fingerprint;
     writeln!(text, "\n{heading}\n{}", "=".repeat(heading.len()))?;
-    for (name, value) in [
-        ("host", format!("{}, {} MiB", print.cpu, print.memory_mib)),
-        (
-            "",
-            format!(
-                "Linux {}, {}, governor {}, huge pages {}, {} scheduling, load {}",
-                print.host_kernel,
-                print.kvm,
-                print.governor,
-                print.huge_pages,
-                print.scheduling,
-                print.load
-            ),
-        ),
-        ("lab", print.lab.clone()),
-        (
-            "with",
-            format!("{}; {}; {}", print.casita, print.guest_kernel, print.qemu),
-        ),
-        ("", print.containers.join("; ")),
-    ] {
-        writeln!(text, "{name:<5} {value}")?;
+    for line in result.fingerprint.lines() {
+        wrap("", &line, text)?;
     }
     for note in &result.notes {
-        wrap(note, text)?;
+        wrap("- ", note, text)?;
     }
     writeln!(
         text,
@@ -127,44 +106,9 @@ fn line(label: &str, row: &Row) -> String {
     text.trim_end().to_owned()
 }
 
-/// Three digits or more.
-fn figure(value: f64) -> String {
-    let decimals = match value.abs() {
-        size if size >= 100.0 || size == 0.0 => 0,
-        size if size >= 10.0 => 1,
-        _ => 2,
-    };
-    format!("{value:.decimals$}")
-}
-
-/// A point of lines that are not too long.
-fn wrap(note: &str, text: &mut String) -> std::fmt::Result {
-    let mut line = String::from("-");
-    for word in note.split_whitespace() {
-        if line.len() + 1 + word.len() > WIDTH {
-            writeln!(text, "{line}")?;
-            line = String::from(" ");
-        }
-        line.push(' ');
-        line.push_str(word);
-    }
-    writeln!(text, "{line}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_long_note_becomes_one_point_of_short_lines() {
-        let mut text = String::from("before\n");
-        wrap(&"word ".repeat(40), &mut text).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "before");
-        assert!(lines[1].starts_with("- word"), "{text}");
-        assert!(lines[2].starts_with("  word"), "{text}");
-        assert!(lines.iter().all(|line| line.len() <= WIDTH), "{text}");
-    }
 
     #[test]
     fn a_missed_goal_is_said() {

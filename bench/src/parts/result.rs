@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Fingerprint;
+use crate::statistics;
 
 /// One quantity of one subject.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,14 +43,7 @@ impl Goal {
 impl Row {
     /// The middle value; NaN without any.
     pub fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match (sorted.len() % 2, sorted.get(middle)) {
-            (_, None) => f64::NAN,
-            (0, Some(upper)) => f64::midpoint(sorted[middle - 1], *upper),
-            (_, Some(value)) => *value,
-        }
+        statistics::median(&self.values)
     }
 
     /// The smallest value.

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use crate::subjects::Subjects;
 use crate::containers::{Containers, Kind};
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA};
 use crate::process::time_to_end;
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const TIME: &str = "start to exit of `true`";
 const TRUE: &str = "/bin/true";

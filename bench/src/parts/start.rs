@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 
-use crate::subjects::Subjects;
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA, QEMU, Qemu};
 use crate::process::{StampAt, time_to_event};
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const WHAT: &str = "exec to first KVM_RUN";
 

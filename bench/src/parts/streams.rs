@@ -5,12 +5,12 @@ use std::process::{ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::subjects::Subjects;
 use crate::containers::{Containers, Kind};
 use crate::interrupt::{self, Child};
+use crate::parts::result::{Goal, PartResult};
 use crate::peers::{self, CASITA};
 use crate::process::{ms, now_ns};
-use crate::parts::result::{Goal, PartResult};
+use crate::subjects::Subjects;
 
 const OUTPUT: &str = "standard output to a pipe";
 const INPUT: &str = "standard input from a pipe";

@@ -44,7 +44,12 @@ fn group(scene: &mut Scene, (load, unit): (&str, &str), results: &[Load]) {
     let most = most.fold(f64::MIN_POSITIVE, f64::max);
     let at = |value: f64| LEFT + (RIGHT - LEFT) * (value / most).clamp(0.0, 1.0);
     let title = Style::of(14.0).bold();
-    scene.text(MARGIN, scene.height + 10.0, format!("{load}, {unit}"), title);
+    scene.text(
+        MARGIN,
+        scene.height + 10.0,
+        format!("{load}, {unit}"),
+        title,
+    );
     scene.height += 26.0;
     let top = scene.height;
     for one in own() {

@@ -81,6 +81,11 @@ fn row(scene: &mut Scene, timed: &Timed, axis: &Axis, y: f64) {
     let x = RIGHT + 22.0;
     let figures = Style::of(15.0).bold();
     scene.text(x, y - 8.0, format!("{} ms", figure(timed.p50_ms)), figures);
-    let sure = format!("{} to {}, p99 {}", figure(low), figure(high), figure(timed.p99_ms));
+    let sure = format!(
+        "{} to {}, p99 {}",
+        figure(low),
+        figure(high),
+        figure(timed.p99_ms)
+    );
     scene.text(x, y + 10.0, sure, Style::of(11.5).colour(MUTED));
 }

@@ -2,9 +2,7 @@
 
 use super::axis::Axis;
 use super::frame::{self, MARGIN, WIDTH};
-use super::palette::{
-    BLUE, Colour, GREEN, MUTED, NEUTRAL, ORANGE, PURPLE, SKY, VERMILION,
-};
+use super::palette::{BLUE, Colour, GREEN, MUTED, NEUTRAL, ORANGE, PURPLE, SKY, VERMILION};
 use super::scene::{Anchor, Scene, Style, about_width, shortened};
 use crate::record::{Crowd, Point, Record};
 use crate::tables::figure;
@@ -22,7 +20,10 @@ fn total_mib(point: &Point) -> f64 {
 
 /// The curves.
 pub fn scene(record: &Record, results: &[Crowd]) -> Scene {
-    let title = format!("Memory of many at once, VMs of {} MiB", record.settings.memory_mib);
+    let title = format!(
+        "Memory of many at once, VMs of {} MiB",
+        record.settings.memory_mib
+    );
     let how = "MiB of the host's memory for all together: their processes', what they share once, and \
                the kernel's for them.";
     let mut scene = frame::begin(record, &title, how);
@@ -96,7 +97,9 @@ fn labels(scene: &mut Scene, mut ends: Vec<((f64, f64), &Crowd, Colour)>) {
 type Part = (&'static str, Colour, fn(&Crowd) -> f64);
 
 const PARTS: [Part; 4] = [
-    ("private", BLUE, |crowd| crowd.each(|point| point.private_kib)),
+    ("private", BLUE, |crowd| {
+        crowd.each(|point| point.private_kib)
+    }),
     ("its part of what is shared", SKY, |crowd| {
         crowd.each(|point| point.proportional_kib) - crowd.each(|point| point.private_kib)
     }),
@@ -122,7 +125,12 @@ pub fn parts(record: &Record, results: &[Crowd]) -> Scene {
         x += 19.0 + about_width(name, 13.0) + 26.0;
     }
     scene.height += 34.0;
-    let sum = |crowd: &Crowd| PARTS.iter().map(|(_, _, get)| get(crowd).max(0.0) / KIB).sum();
+    let sum = |crowd: &Crowd| {
+        PARTS
+            .iter()
+            .map(|(_, _, get)| get(crowd).max(0.0) / KIB)
+            .sum()
+    };
     let most = results.iter().map(sum).fold(0.0, f64::max);
     let axis = Axis::new(FROM, WIDTH - 140.0, most);
     let top = scene.height;

@@ -23,7 +23,10 @@ pub fn scenes(record: &Record) -> Vec<Scene> {
             scenes
         }
         Results::Density(results) => {
-            vec![curves::scene(record, results), curves::parts(record, results)]
+            vec![
+                curves::scene(record, results),
+                curves::parts(record, results),
+            ]
         }
         Results::Io(results) | Results::Net(results) if !results.is_empty() => {
             vec![bars::scene(record, results)]
@@ -36,7 +39,9 @@ pub fn scenes(record: &Record) -> Vec<Scene> {
 pub fn poster(records: &[Record]) -> Scene {
     let mut poster = Scene::new(frame::WIDTH, "casita bench");
     for record in records {
-        scenes(record).into_iter().for_each(|scene| poster.append(scene));
+        for scene in scenes(record) {
+            poster.append(scene);
+        }
     }
     if poster.shapes.is_empty() {
         poster.height = 40.0;

@@ -130,11 +130,7 @@ fn rgb([r, g, b]: Colour) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-fn draw<B: DrawingBackend>(
-    scene: &Scene,
-    area: &DrawingArea<B, Shift>,
-    scale: f64,
-) -> Result<()> {
+fn draw<B: DrawingBackend>(scene: &Scene, area: &DrawingArea<B, Shift>, scale: f64) -> Result<()> {
     let failed = |error| anyhow!("a picture can't be drawn: {error}");
     area.fill(&rgb(SURFACE)).map_err(failed)?;
     for shape in &scene.shapes {
@@ -241,10 +237,16 @@ mod tests {
                 let root = document.root_element();
                 assert_eq!(root.tag_name().name(), "svg");
                 let width: f64 = root.attribute("width").unwrap().parse().unwrap();
-                let words: Vec<&str> = document.descendants().filter_map(|one| one.text()).collect();
+                let words: Vec<&str> = document
+                    .descendants()
+                    .filter_map(|one| one.text())
+                    .collect();
                 let words = words.concat();
                 assert!(words.contains("compare, don't quote"), "{}", scene.label);
-                for text in document.descendants().filter(|one| one.has_tag_name("text")) {
+                for text in document
+                    .descendants()
+                    .filter(|one| one.has_tag_name("text"))
+                {
                     let x: f64 = text.attribute("x").unwrap().parse().unwrap();
                     assert!((0.0..=width).contains(&x), "{:?}", text.text());
                 }
@@ -281,7 +283,9 @@ mod tests {
         scene.height = 30.0;
         scene.text(2.0, 15.0, "Text", Style::of(12.0));
         let file = png(&scene).unwrap();
-        let reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+        let reader = png::Decoder::new(std::io::Cursor::new(file))
+            .read_info()
+            .unwrap();
         assert_eq!((reader.info().width, reader.info().height), (80, 60));
     }
 }

@@ -44,7 +44,12 @@ pub fn scene(record: &Record, timed: &Timed) -> Option<Scene> {
         let (from, to) = (axis.at(at), axis.at(at + stage.ms));
         scene.rect(from, y - 7.0, (to - from).max(1.0), 14.0, colour);
         let value = figure(stage.ms);
-        scene.text(to.max(from + 1.0) + 7.0, y, value, Style::of(12.0).colour(MUTED));
+        scene.text(
+            to.max(from + 1.0) + 7.0,
+            y,
+            value,
+            Style::of(12.0).colour(MUTED),
+        );
         at += stage.ms;
     }
     scene.height = bottom + 40.0;

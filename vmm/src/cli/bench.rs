@@ -113,7 +113,14 @@ fn count(text: &str) -> Result<usize, String> {
 #[derive(Debug, Args)]
 pub struct BootArgs {
     /// Beside whom; those that are missing or can't work here are named
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_enum, num_args = 1, default_value = "crun,runc,bwrap,unshare")]
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        value_enum,
+        num_args = 1,
+        default_value = "crun,runc,bwrap,unshare"
+    )]
     pub against: Vec<Rival>,
     /// Runs of each, in turns, after one that only warms up
     #[arg(long, value_name = "N", value_parser = count, default_value = "20")]
@@ -136,7 +143,14 @@ pub struct BootArgs {
 #[derive(Debug, Args)]
 pub struct DensityArgs {
     /// Beside whom; those that are missing or can't work here are named
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_enum, num_args = 1, default_value = "crun")]
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        value_enum,
+        num_args = 1,
+        default_value = "crun"
+    )]
     pub against: Vec<Rival>,
     /// Instances of each at once
     #[arg(long, value_name = "N", value_parser = count, default_value = "8")]
@@ -156,7 +170,14 @@ pub struct DensityArgs {
 #[derive(Debug, Args)]
 pub struct LoadArgs {
     /// Beside which container; those that are missing or can't work here are named
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_enum, num_args = 1, default_value = "crun")]
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        value_enum,
+        num_args = 1,
+        default_value = "crun"
+    )]
     pub against: Vec<Rival>,
     /// Runs of each load in each, in turns
     #[arg(long, value_name = "N", value_parser = count, default_value = "3")]
