@@ -38,7 +38,7 @@ enum RacerKind<'a> {
 /// If casita itself can't be measured.
 pub fn measure(args: &BootArgs, casita: &Path) -> Result<Record> {
     let subjects = Subjects::of(&args.setup, casita, &subjects::default_place())?;
-    let host = Fingerprint::take(&subjects, &subjects.kernel)?;
+    let host = Fingerprint::take(&subjects)?;
     let given: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let words = if given.is_empty() { vec![TRUE] } else { given };
     let race = Race {

@@ -44,7 +44,7 @@ pub fn measure(args: &DensityArgs, casita: &Path) -> Result<Record> {
         subjects::default_place()
     };
     let subjects = Subjects::of(&args.setup, casita, &place)?;
-    let host = Fingerprint::take(&subjects, &subjects.kernel)?;
+    let host = Fingerprint::take(&subjects)?;
     let containers = Containers::new(&subjects)?;
     let mut hosted = vec![(CASITA, Who::Casita)];
     let mut missing = Vec::new();
@@ -284,6 +284,8 @@ fn roots(kind: Kind, name: &str) -> Result<Vec<u32>> {
 fn point(instances: &[Instance], before: &HostMemory, files: &[PathBuf]) -> Result<Point> {
     let now = HostMemory::now()?;
     let processes = hostmem::Processes::now()?;
+    let shmem_kib = now.shmem_kib.saturating_sub(before.shmem_kib);
+    let mut mapped_shmem_kib = 0;
     let mut point = Point {
         instances: instances.len(),
         page_cache_kib: hostmem::cached_kib(files)?,
@@ -307,8 +309,10 @@ fn point(instances: &[Instance], before: &HostMemory, files: &[PathBuf]) -> Resu
             point.private_kib += usage.private;
             point.mapped_shared_kib += usage.shared;
             point.proportional_kib += usage.proportional;
+            mapped_shmem_kib += usage.shmem;
         }
     }
+    point.tmpfs_kib = shmem_kib.saturating_sub(mapped_shmem_kib);
     Ok(point)
 }
 
@@ -319,7 +323,8 @@ fn notes() -> Vec<String> {
          their processes, helpers and supervisors included. 'kernel' is what Slab, PageTables, \
          SecPageTables and KernelStack of /proc/meminfo have grown by since before the first."
             .to_owned(),
-        "'in all' is 'proportional' and 'kernel'. The page cache of their files (kernel and root image; \
+        "'in memory files' is what Shmem has grown by, beyond what processes have mapped of it: what a \
+         container writes to /dev/shm. 'in all' is that, 'proportional' and 'kernel'. The page cache of their files (kernel and root image; \
          the containers' root) is there once for all, can be taken back, and is not in it unless it is \
          mapped."
             .to_owned(),

@@ -47,7 +47,7 @@ pub struct Fingerprint {
 
 impl Fingerprint {
     /// Looks at this host.
-    pub fn take(subjects: &Subjects, kernel: &Path) -> Result<Self> {
+    pub fn take(subjects: &Subjects) -> Result<Self> {
         let info = read("/proc/cpuinfo");
         let model = info
             .lines()
@@ -74,7 +74,7 @@ impl Fingerprint {
                 .to_owned(),
             memory_mib: memory_mib(),
             casita: first_line(Command::new(&subjects.casita).arg("--version")),
-            guest_kernel: guest_kernel(kernel)?,
+            guest_kernel: guest_kernel(&subjects.given_kernel)?,
             qemu: first_line(Command::new("qemu-system-x86_64").arg("--version")),
             containers: ["crun", "runc", "bwrap", "unshare", "umoci"]
                 .map(|name| first_line(Command::new(name).arg("--version")))

@@ -22,6 +22,8 @@ pub struct HostMemory {
     pub page_tables_kib: u64,
     /// Page tables of guests.
     pub guest_page_tables_kib: u64,
+    /// Files of tmpfs, and memory that processes share.
+    pub shmem_kib: u64,
     /// A stack for each thread.
     pub stacks_kib: u64,
 }
@@ -45,6 +47,7 @@ impl HostMemory {
             };
             let field = match name {
                 "MemAvailable:" => &mut memory.available_kib,
+                "Shmem:" => &mut memory.shmem_kib,
                 "Slab:" => &mut memory.slab_kib,
                 "PageTables:" => &mut memory.page_tables_kib,
                 "SecPageTables:" => &mut memory.guest_page_tables_kib,

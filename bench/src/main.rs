@@ -8,6 +8,7 @@ mod containers;
 mod density;
 mod fingerprint;
 mod formats;
+mod hostclock;
 mod hostmem;
 mod interrupt;
 mod io;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::boot::{container, name_of};
 use crate::containers::{Containers, Extras, Kind, Standing, is_installed};
 use crate::fingerprint::Fingerprint;
+use crate::hostclock;
 use crate::interrupt::{self, Child, output_of};
 use crate::peers::{self, CASITA};
 use crate::process::Running;
@@ -41,7 +42,7 @@ pub fn measure(args: &LoadArgs, casita: &Path) -> Result<Record> {
     let image = work.path().join("image.erofs");
     toolimage::make(&image, &["iperf3"], work.path())?;
     let subjects = Subjects::with_image(&image, args.kernel.as_deref(), casita, &below)?;
-    let host = Fingerprint::take(&subjects, &subjects.kernel)?;
+    let host = Fingerprint::take(&subjects)?;
     let containers = Containers::new(&subjects)?;
     let mut missing = Vec::new();
     let link = Link::new();
@@ -179,8 +180,11 @@ impl Bench<'_> {
             }
             Who::Container(kind, link) => {
                 let name = format!("casita-bench-{}-net", std::process::id());
+                // iperf3 sends from a file that it makes there.
+                let tmp = self.subjects.work.join("tmp");
+                std::fs::create_dir_all(&tmp)?;
                 let extras = Extras {
-                    folder: None,
+                    folder: Some((tmp, "/tmp")),
                     network: Some(link.path()),
                 };
                 let words = words(HOST_END);
@@ -193,13 +197,12 @@ impl Bench<'_> {
             }
             Who::Casita => {
                 // The guest's gateway is the host.
-                let script = format!(
-                    "exec {}",
-                    words("$(/bin/busybox ip route | /bin/busybox awk '/^default/ { print $3 }')")
-                        .join(" ")
-                );
+                let gateway = "/bin/busybox ip route | /bin/busybox awk '/^default/ { print $3 }'";
+                let script = format!("exec {}", words(&format!("$({gateway})")).join(" "));
+                let words = ["/bin/sh".to_owned(), "-c".to_owned(), script];
                 let mut command = peers::casita(self.subjects, "256M")?;
-                output_of(command.args(["--", "/bin/sh", "-c", &script]))?
+                let held = hostclock::held(command.arg("--"), &words)?;
+                return Ok(parse(&held.output)? / held.host_per_guest);
             }
         };
         parse(&output)

@@ -101,6 +101,17 @@ impl Running {
         }
     }
 
+    /// Waits for the end and returns all further lines, and whether the status is 0.
+    pub fn rest(mut self) -> Result<(String, bool)> {
+        let mut text = String::new();
+        for line in &self.lines {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        let status = self.child.wait()?;
+        Ok((text, status.success()))
+    }
+
     /// Waits for the end and returns the clock then, and whether the status is 0.
     pub fn end(mut self) -> Result<(u64, bool)> {
         let status = self.child.wait()?;

@@ -155,14 +155,18 @@ pub struct Point {
     pub page_tables_kib: u64,
     /// The part of page tables that maps guests' memory ("SecPageTables").
     pub guest_page_tables_kib: u64,
+    /// Files that they keep in memory (tmpfs), where no process has them mapped.
+    #[serde(default)]
+    pub tmpfs_kib: u64,
     /// What the machine has less of for other uses ("MemAvailable").
     pub machine_kib: u64,
 }
 
 impl Point {
-    /// What these instances cost the host: their own pages, what they share once, and the kernel's.
+    /// What these instances cost the host: their own pages, what they share once, their files in
+    /// memory, and the kernel's.
     pub fn total_kib(&self) -> u64 {
-        self.proportional_kib + self.kernel_kib
+        self.proportional_kib + self.tmpfs_kib + self.kernel_kib
     }
 }
 
@@ -232,6 +236,23 @@ impl Record {
             Results::Io(_) => "Disk",
             Results::Net(_) => "Network",
         }
+    }
+
+    /// What is shared and why, once for all of whom the same is true.
+    pub fn shared(&self) -> Vec<String> {
+        let Results::Density(results) = &self.results else {
+            return Vec::new();
+        };
+        let mut told: Vec<(String, &str)> = Vec::new();
+        for crowd in results {
+            match told.iter_mut().find(|(_, why)| *why == crowd.shared) {
+                Some((names, _)) => *names = format!("{names}; {}", crowd.name),
+                None => told.push((crowd.name.clone(), &crowd.shared)),
+            }
+        }
+        told.into_iter()
+            .map(|(names, why)| format!("{names}: {why}"))
+            .collect()
     }
 
     /// What every picture and table says of where it was measured.

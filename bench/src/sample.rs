@@ -74,6 +74,7 @@ pub fn density() -> Record {
                 mapped_shared_kib: 4000 * instances as u64,
                 proportional_kib: first + each * instances as u64 + 4000,
                 page_cache_kib: 18_000,
+                tmpfs_kib: 0,
                 kernel_kib: 900 * instances as u64,
                 slab_kib: 400 * instances as u64,
                 page_tables_kib: 200 * instances as u64,

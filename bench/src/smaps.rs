@@ -13,6 +13,8 @@ pub struct Usage {
     pub shared: u64,
     /// All, with what is shared divided among those that share it.
     pub proportional: u64,
+    /// The part of that which is in tmpfs or shared anonymous memory.
+    pub shmem: u64,
 }
 
 /// The parts of /proc/PID/smaps that count here.
@@ -33,6 +35,7 @@ pub fn total(mappings: &[Mapping]) -> Usage {
             private: sum.private + mapping.usage.private,
             shared: sum.shared + mapping.usage.shared,
             proportional: sum.proportional + mapping.usage.proportional,
+            shmem: sum.shmem + mapping.usage.shmem,
         })
 }
 
@@ -85,6 +88,7 @@ fn parse(text: &str) -> Vec<Mapping> {
         let kib: u64 = kib.parse().unwrap_or(0);
         match *name {
             "Private_Clean:" | "Private_Dirty:" => mapping.usage.private += kib,
+            "Pss_Shmem:" => mapping.usage.shmem += kib,
             "Pss:" => mapping.usage.proportional += kib,
             "Shared_Clean:" | "Shared_Dirty:" => mapping.usage.shared += kib,
             _ => {}
@@ -138,7 +142,8 @@ Private_Dirty: 1 kB
             Usage {
                 private: 5,
                 shared: 4,
-                proportional: 0
+                proportional: 0,
+                shmem: 0
             }
         );
         assert_eq!(total(&mappings).private, 13);

@@ -59,6 +59,8 @@ pub fn interval(samples: &[f64], q: f64) -> [f64; 2] {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp, reason = "the same is to come out")]
+
     use super::*;
     use proptest::prelude::*;
 

@@ -24,6 +24,8 @@ pub struct Subjects {
     pub casita: PathBuf,
     /// The guest kernel of all VMs.
     pub kernel: PathBuf,
+    /// The same as it was given, by which people know it.
+    pub given_kernel: PathBuf,
     /// The root image of all VMs and containers.
     pub image: PathBuf,
     /// The initrd of the peers' guests, with guest-init.c.
@@ -55,6 +57,7 @@ impl Subjects {
         let subjects = Self {
             casita: casita.to_owned(),
             kernel: kernel.to_owned(),
+            given_kernel: kernel.to_owned(),
             image: image.to_owned(),
             initrd,
             shim,
@@ -130,7 +133,7 @@ pub fn work_folder(below: &Path) -> Result<TempDir> {
 }
 
 /// Where measurements write what is no measurement of a disk: near the programs' memory in the lab.
-pub fn defaultown_folder() -> PathBuf {
+pub fn default_place() -> PathBuf {
     if place::lab().is_some() {
         "/dev/shm".into()
     } else {

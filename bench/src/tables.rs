@@ -120,9 +120,10 @@ fn stages(timed: &Timed) -> Option<Table> {
 /// A column's name and figure.
 type Column = (&'static str, fn(&Point) -> u64);
 
-const COLUMNS: [Column; 6] = [
+const COLUMNS: [Column; 7] = [
     ("private", |point| point.private_kib),
     ("proportional", |point| point.proportional_kib),
+    ("in memory files", |point| point.tmpfs_kib),
     ("kernel", |point| point.kernel_kib),
     ("of it slab", |point| point.slab_kib),
     ("of it page tables", |point| {

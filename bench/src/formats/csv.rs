@@ -39,10 +39,11 @@ pub fn csv(records: &[Record]) -> Result<String> {
 /// The figures of a density, all in KiB.
 type Figure = (&'static str, fn(&Point) -> u64);
 
-const FIGURES: [Figure; 9] = [
+const FIGURES: [Figure; 10] = [
     ("private", |point| point.private_kib),
     ("shared, mapped", |point| point.mapped_shared_kib),
     ("proportional", |point| point.proportional_kib),
+    ("in memory files", |point| point.tmpfs_kib),
     ("page cache", |point| point.page_cache_kib),
     ("kernel", |point| point.kernel_kib),
     ("slab", |point| point.slab_kib),

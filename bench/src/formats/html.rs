@@ -8,7 +8,7 @@ use crate::picture::palette::{IN_THE_DARK, hex};
 use crate::picture::scene::Scene;
 use crate::picture::{self, render};
 use crate::place::LAB_SENTENCE;
-use crate::record::{Record, Results};
+use crate::record::Record;
 use crate::tables::{self, Table};
 
 const STYLE: &str = include_str!("page.css");
@@ -89,19 +89,11 @@ fn section(index: usize, record: &Record, page: &mut String) -> Result<()> {
     for one in tables::of(record) {
         table(&one, page)?;
     }
-    let shared = match &record.results {
-        Results::Density(results) => &results[..],
-        _ => &[],
-    };
-    let shared = shared
-        .iter()
-        .map(|one| format!("{}: {}", one.name, one.shared));
-    let missing = record
-        .missing
-        .iter()
-        .map(|one| format!("{}: {}", one.name, one.reason));
+    let missing = record.missing.iter();
+    let missing = missing.map(|one| format!("{}: {}", one.name, one.reason));
+    let notes = record.notes.iter().cloned();
     page.push_str("<ul>\n");
-    for note in shared.chain(missing).chain(record.notes.iter().cloned()) {
+    for note in record.shared().into_iter().chain(missing).chain(notes) {
         writeln!(page, "<li>{}</li>", escaped(&note))?;
     }
     page.push_str("</ul>\n");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::record::{Record, Results};
+use crate::record::Record;
 use crate::tables::{self, Table};
 
 const WIDTH: usize = 98;
@@ -30,11 +30,12 @@ fn one(record: &Record, out: &mut String) -> std::fmt::Result {
         writeln!(out)?;
         write_table(&table, out)?;
     }
-    if let Results::Density(results) = &record.results {
+    let shared = record.shared();
+    if !shared.is_empty() {
         writeln!(out)?;
-        for crowd in results {
-            wrap("- ", &format!("{}: {}", crowd.name, crowd.shared), out)?;
-        }
+    }
+    for line in shared {
+        wrap("- ", &line, out)?;
     }
     if !record.missing.is_empty() {
         writeln!(out)?;

@@ -95,7 +95,7 @@ pub fn run(part: Part, casita: &Path) -> Result<()> {
     let mut subjects = Subjects::new(casita, &args.kernel, &args.image, &args.work)?;
     subjects.layout = args.layout;
     subjects.runs = args.runs;
-    let mut result = PartResult::new(name, Fingerprint::take(&subjects, &args.kernel)?);
+    let mut result = PartResult::new(name, Fingerprint::take(&subjects)?);
     measure(&subjects, &mut result)?;
     println!("{}", serde_json::to_string(&result)?);
     Ok(())

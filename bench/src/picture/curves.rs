@@ -96,12 +96,15 @@ fn labels(scene: &mut Scene, mut ends: Vec<((f64, f64), &Crowd, Colour)>) {
 /// A part's name, colour and figure in KiB.
 type Part = (&'static str, Colour, fn(&Crowd) -> f64);
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("private", BLUE, |crowd| {
         crowd.each(|point| point.private_kib)
     }),
     ("its part of what is shared", SKY, |crowd| {
         crowd.each(|point| point.proportional_kib) - crowd.each(|point| point.private_kib)
+    }),
+    ("files in memory", PURPLE, |crowd| {
+        crowd.each(|point| point.tmpfs_kib)
     }),
     ("kernel: page tables", ORANGE, |crowd| {
         crowd.each(|point| point.page_tables_kib + point.guest_page_tables_kib)

@@ -187,8 +187,10 @@ fn draw_shape<B: DrawingBackend>(
             text,
             style,
         } => {
-            let style = text_style(style, scale);
-            area.draw(&Text::new(text.as_str(), (pixel(*x), pixel(*y)), style))
+            // Plotters' pixels have a line's middle a little above the one that browsers have.
+            let lower = if scale > 1.0 { style.size * 0.12 } else { 0.0 };
+            let at = (pixel(*x), pixel(y + lower));
+            area.draw(&Text::new(text.as_str(), at, text_style(style, scale)))
         }
     }
 }

@@ -197,6 +197,8 @@ pub fn shortened(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp, reason = "nothing is rounded")]
+
     use super::*;
 
     #[test]
