@@ -14,6 +14,8 @@ pub const SPEC_PATH: &str = "/casita.spec";
 pub const HOSTS_PATH: &str = "/hosts";
 /// Laid over the guest's `/etc/hostname`.
 pub const HOSTNAME_PATH: &str = "/hostname";
+/// Laid over the guest's `/etc/resolv.conf`, if it has a network.
+pub const RESOLV_PATH: &str = "/resolv.conf";
 /// Where the root image is mounted.
 pub const IMAGE_DIR: &str = "/image";
 /// Where the writable disk, or the memory in its place, is mounted.
@@ -32,8 +34,9 @@ pub fn build(agent: &[u8], spec: &GuestSpec) -> Result<Vec<u8>, SpecError> {
     let spec_bytes = spec::encode(spec)?;
     let too_long = || SpecError::TooLong(agent.len());
     let mut archive = Archive::with_capacity(agent.len() + spec_bytes.len() + 4096);
-    let hosts = hosts::hosts(&spec.hostname);
+    let hosts = hosts::hosts(&spec.hostname, spec.network.as_ref());
     let hostname = hosts::hostname(&spec.hostname);
+    let resolv = spec.network.as_ref().map(hosts::resolv_conf);
     let file = |mode, data| Entry::File { mode, data };
     // The kernel opens the console for its first program.
     let console = Entry::CharDevice { major: 5, minor: 1 };
@@ -48,9 +51,12 @@ pub fn build(agent: &[u8], spec: &GuestSpec) -> Result<Vec<u8>, SpecError> {
         (SPEC_PATH, file(0o400, &spec_bytes)),
         (AGENT_PATH, file(0o755, agent)),
     ];
-    for (path, entry) in &entries {
+    let resolv = resolv
+        .iter()
+        .map(|text| (RESOLV_PATH, file(0o644, text.as_bytes())));
+    for (path, entry) in entries.into_iter().chain(resolv) {
         let name = path.strip_prefix('/').unwrap_or(path);
-        archive.add(name, entry).ok_or_else(too_long)?;
+        archive.add(name, &entry).ok_or_else(too_long)?;
     }
     archive.finish().ok_or_else(too_long)
 }

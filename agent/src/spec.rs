@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::wire::Key;
 pub const MAGIC: [u8; 8] = *b"CASITA\0\x01";
 
 /// The version of the body's layout.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The longest body, in bytes.
 pub const MAX_BODY_LEN: usize = 1 << 20;
@@ -42,6 +43,62 @@ pub struct GuestSpec {
     pub key: Key,
     /// What else is mounted, in this order, when the root is there.
     pub mounts: Vec<GuestMount>,
+    /// The guest's network; without one it has its loopback interface alone.
+    pub network: Option<Network>,
+}
+
+/// How the guest's one network interface is set up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The interface's MTU; the device's own if there is none.
+    pub mtu: Option<u16>,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Default routes, at most one for each version of IP.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers, in this order.
+    pub dns: Vec<IpAddr>,
+    /// Domains in which short names are looked up.
+    pub search: Vec<String>,
+    /// Names of others that the guest knows without asking.
+    pub hosts: Vec<Host>,
+    /// Whether the network is asked for what is missing above: IPv4 by DHCP, IPv6 by router
+    /// advertisements. Nothing waits for the answer.
+    pub automatic: bool,
+}
+
+/// A line of /etc/hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// An address.
+    pub ip: IpAddr,
+    /// Its name.
+    pub name: String,
+}
+
+/// An address and the network around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// How many of its bits are the network's: at most 32 or 128.
+    pub prefix: u8,
+}
+
+impl Address {
+    /// Whether `other` is in the same network.
+    pub fn reaches(&self, other: IpAddr) -> bool {
+        let shared = match (self.ip, other) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                (own.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                (own.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            _ => return false,
+        };
+        shared >= u32::from(self.prefix)
+    }
 }
 
 /// A block device of the guest and what is on it.
@@ -107,6 +164,12 @@ pub enum SpecError {
     /// The disk has a file system that cannot be written.
     #[error("a disk with {0} cannot be written; it takes ext4")]
     DiskFs(&'static str),
+    /// A domain or a host's name that would break the file that it is written into.
+    #[error("domain {0:?} is not usable: it takes letters, digits, '-', '_' and '.'")]
+    Search(String),
+    /// More of an address is the network's than there is.
+    #[error("a prefix of {} bits is too long for the address {}", .0.prefix, .0.ip)]
+    Prefix(Address),
     /// A mount that no guest can have.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -198,6 +261,25 @@ fn validate(spec: &GuestSpec) -> Result<(), SpecError> {
         return Err(SpecError::DiskFs(disk.fs.name()));
     }
     mounts::validate(&spec.mounts)?;
+    spec.network.as_ref().map_or(Ok(()), validate_network)
+}
+
+fn validate_network(network: &Network) -> Result<(), SpecError> {
+    let hosts = network.hosts.iter().map(|host| &host.name);
+    if let Some(domain) = network
+        .search
+        .iter()
+        .chain(hosts)
+        .find(|name| !is_domain(name))
+    {
+        return Err(SpecError::Search(domain.clone()));
+    }
+    for address in &network.addresses {
+        let bits = if address.ip.is_ipv4() { 32 } else { 128 };
+        if address.prefix > bits {
+            return Err(SpecError::Prefix(*address));
+        }
+    }
     Ok(())
 }
 
@@ -210,8 +292,15 @@ fn refuse_nul(text: &str, field: &'static str) -> Result<(), SpecError> {
 
 /// It is written into `/etc/hosts`, so blanks and line ends would add to that file.
 fn is_hostname(name: &str) -> bool {
+    name.len() <= MAX_HOSTNAME_LEN && is_domain(name)
+}
+
+/// The longest domain name, in bytes (RFC 1035, 2.3.4).
+const MAX_DOMAIN_LEN: usize = 255;
+
+fn is_domain(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    !name.is_empty() && name.len() <= MAX_HOSTNAME_LEN && name.bytes().all(allowed)
+    !name.is_empty() && name.len() <= MAX_DOMAIN_LEN && name.bytes().all(allowed)
 }
 
 #[cfg(test)]

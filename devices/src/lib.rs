@@ -11,4 +11,5 @@ pub mod serial;
 pub mod stamp;
 #[doc(hidden)]
 pub mod testing;
+pub mod token_bucket;
 pub mod virtio;

@@ -39,6 +39,7 @@ use crate::kvm::{self, entry, msr};
 use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
+use crate::net::{self, Identity, NetError, NetworkState};
 use crate::rootfs::RootfsError;
 use crate::share::ShareError;
 use crate::stats::RunStats;
@@ -116,6 +117,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -155,6 +158,8 @@ pub struct Surroundings<'a> {
     pub events: Receiver<Event>,
     /// Whether to refuse a KVM that can't run Linux before trying.
     pub check_kvm: bool,
+    /// What the VM's network goes by.
+    pub identity: Identity,
     /// Stages so far.
     pub stats: RunStats,
 }
@@ -175,12 +180,18 @@ pub fn assemble(
     }
     stats.stage("kvm-opened", monotonic_ns());
 
+    let network = net::prepare(config, &around.identity, around.dirs)?;
+    let told = network.as_ref();
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
     let key = link::new_key()?;
-    let agent_initrd = files.agent_initrd(config, key)?;
+    let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
     let boot_mode = config.boot.unwrap_or_default();
-    let cmdline = guest::cmdline(config, files.root.is_some())?;
+    let cmdline = {
+        let plain = told.filter(|_| boot_mode == BootMode::Plain);
+        let ip = plain.and_then(|network| network.kernel_ip.as_deref());
+        guest::cmdline(config, files.root.is_some(), ip)?
+    };
     let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
     raise_descriptor_limit();
@@ -197,13 +208,20 @@ pub fn assemble(
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
-        virtio.plug_in_disk("root", board::root_device(root)?)?;
+        virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?;
     }
     if let Some(disk) = files.disk {
-        virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
+        virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
-    mounts.plug_in(&mut virtio)?;
+    mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
+    let mut network_state = NetworkState::none();
+    let mut net = None;
+    if let Some(network) = network {
+        let (device, handles, state) = network.device()?;
+        virtio.plug_in(Box::new(device))?;
+        (net, network_state) = (Some(handles), state);
+    }
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {
         let vsock = board::vsock_device(config.vsock.as_deref())?;
@@ -257,7 +275,9 @@ pub fn assemble(
             link,
             shares: mounts.shares,
             holds: mounts.holds,
+            net,
         },
+        network: network_state,
         io,
         vm,
         sender: around.sender,

@@ -3,15 +3,20 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use casita_devices::token_bucket::Rate;
+use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
+use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec};
 use crate::process_config::{Period, Signal, Ulimit};
 use crate::volume::{TmpfsSpec, VolumeSource, VolumeSpec};
 
@@ -158,6 +163,36 @@ pub struct MachineConfig {
     pub stop_timeout: Option<Period>,
     /// The command's resource limits, as `NAME=SOFT[:HARD]`.
     pub ulimit: Vec<Ulimit>,
+    /// What the network device leads to: `user`, `tap[:NAME]`, `bridge:NAME` or `none`.
+    pub net: Option<NetSpec>,
+    /// The guest's addresses, as `ADDRESS[/PREFIX][,gw=ADDRESS]`.
+    pub ip: Vec<IpSpec>,
+    /// The network device's address.
+    pub mac: Option<MacAddress>,
+    /// The network device's MTU in bytes.
+    #[serde(
+        deserialize_with = "from_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub mtu: Option<Mtu>,
+    /// The guest's name servers.
+    pub dns: Vec<IpAddr>,
+    /// Ports of the host's that lead to the guest, as `[IP:][HOST:]GUEST[/udp]`.
+    pub publish: Vec<PortSpec>,
+    /// Whether all ports that the image exposes are published at free ones of the host's.
+    pub publish_all: bool,
+    /// The ports that the image exposes, such as `80/tcp`.
+    pub exposed: Vec<String>,
+    /// The most that goes through the network device, in each direction.
+    pub net_rate: Option<Rate>,
+    /// The most that goes through each disk.
+    pub disk_rate: Option<Rate>,
+    /// The network of the user's VMs that it is on.
+    pub network: Option<String>,
+    /// More names that it has there.
+    pub network_alias: Vec<String>,
+    /// What it may reach outside; everything if nothing is said.
+    pub egress: Option<EgressPolicy>,
 }
 
 /// Why a machine file was refused.
@@ -309,6 +344,19 @@ impl MachineConfig {
             stop_signal: over.stop_signal.or(self.stop_signal),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),
             ulimit: [self.ulimit, over.ulimit].concat(),
+            net: over.net.or(self.net),
+            ip: [self.ip, over.ip].concat(),
+            mac: over.mac.or(self.mac),
+            mtu: over.mtu.or(self.mtu),
+            dns: [self.dns, over.dns].concat(),
+            publish: [self.publish, over.publish].concat(),
+            publish_all: over.publish_all || self.publish_all,
+            exposed: [self.exposed, over.exposed].concat(),
+            net_rate: over.net_rate.or(self.net_rate),
+            disk_rate: over.disk_rate.or(self.disk_rate),
+            network: over.network.or(self.network),
+            network_alias: [self.network_alias, over.network_alias].concat(),
+            egress: over.egress.or(self.egress),
         }
     }
 
@@ -506,6 +554,9 @@ mod tests {
             stop_signal: Some("RTMIN+3".parse().unwrap()),
             stop_timeout: Some("1m".parse().unwrap()),
             ulimit: vec!["nofile=1:unlimited".parse().unwrap()],
+            network: Some("backend".to_owned()),
+            network_alias: vec!["db".to_owned()],
+            egress: Some("10.0.0.0/8,db.example:5432/tcp".parse().unwrap()),
             ..MachineConfig::default()
         };
         for config in [config, MachineConfig::default()] {

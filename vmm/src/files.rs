@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use casita_agent::spec::Network;
 use casita_agent::wire::Key;
 
 use crate::assemble::AssembleError;
@@ -109,6 +110,7 @@ impl Files {
         &self,
         config: &MachineConfig,
         key: Key,
+        network: Option<&Network>,
     ) -> Result<Option<Vec<u8>>, AssembleError> {
         match (config.boot.unwrap_or_default(), &self.root) {
             (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
@@ -117,6 +119,7 @@ impl Files {
                 root.fs,
                 self.disk.as_ref(),
                 &self.mounts,
+                network,
             )?)),
             _ => Ok(None),
         }

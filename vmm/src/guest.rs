@@ -1,7 +1,7 @@
 //! What the guest is told: its command line and, when casita's agent runs in it, its spec.
 
 use casita_agent::initrd;
-use casita_agent::spec::{FsType, GuestSpec, Mount, SpecError};
+use casita_agent::spec::{FsType, GuestSpec, Mount, Network, SpecError};
 use casita_agent::wire::Key;
 use casita_boot::{Cmdline, CmdlineError};
 
@@ -25,11 +25,16 @@ const PANIC: &str = "panic=-1";
 /// For our own boot. Nothing is printed but errors: each byte on the serial port is an exit. The host's KVM vouches for its clocks, so the kernel need not compare them.
 const AGENT_BOOT: &str = "quiet loglevel=3 tsc=reliable no_timer_check";
 
-/// The kernel's command line for `config`, whose root image is attached if `root` is true.
+/// The kernel's command line for `config`, whose root image is attached if `root` is true, and whose
+/// network it sets up itself as `ip` says.
 ///
 /// # Errors
 /// If the user's part has a NUL or is too long.
-pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineError> {
+pub fn cmdline(
+    config: &MachineConfig,
+    root: bool,
+    ip: Option<&str>,
+) -> Result<Cmdline, CmdlineError> {
     let own = config.cmdline.as_deref().unwrap_or_default();
     let says = |name: &str| own.split_whitespace().any(|word| word.starts_with(name));
     let mut line = Cmdline::new("")?;
@@ -46,12 +51,15 @@ pub fn cmdline(config: &MachineConfig, root: bool) -> Result<Cmdline, CmdlineErr
         }
         BootMode::Plain => {}
     }
+    if let Some(ip) = ip.filter(|_| !says("ip=")) {
+        line.push(ip)?;
+    }
     line.push(own)?;
     Ok(line)
 }
 
 /// The initrd with the agent and its spec: a guest as `config` says on a root image of type
-/// `root`, with `mounts` beside that and an agent that shows `key`.
+/// `root`, with `mounts` beside that, on this `network`, and an agent that shows `key`.
 ///
 /// # Errors
 /// If the name can't be given to a guest.
@@ -61,6 +69,7 @@ pub fn agent_initrd(
     root: FsType,
     disk: Option<&Disk>,
     mounts: &[PlannedMount],
+    network: Option<&Network>,
 ) -> Result<Vec<u8>, SpecError> {
     let spec = GuestSpec {
         hostname: config.hostname().to_owned(),
@@ -75,6 +84,7 @@ pub fn agent_initrd(
         keep_disk: disk.is_some_and(|disk| disk.kept),
         key,
         mounts: guest_mounts(mounts, 1 + u8::from(disk.is_some())),
+        network: network.cloned(),
     };
     initrd::build(AGENT, &spec)
 }
@@ -84,7 +94,13 @@ mod tests {
     use super::*;
 
     fn line(config: &MachineConfig) -> String {
-        String::from_utf8(cmdline(config, true).unwrap().as_bytes().to_vec()).unwrap()
+        String::from_utf8(
+            cmdline(config, true, Some("ip=1.2.3.4"))
+                .unwrap()
+                .as_bytes()
+                .to_vec(),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -93,15 +109,20 @@ mod tests {
             boot: Some(BootMode::Plain),
             ..MachineConfig::default()
         };
-        assert_eq!(line(&config), "console=ttyS0 panic=-1 root=/dev/vda ro");
+        assert_eq!(
+            line(&config),
+            "console=ttyS0 panic=-1 root=/dev/vda ro ip=1.2.3.4"
+        );
         config.cmdline = Some("root=/dev/vdb rw console=tty0 panic=5 init=/bin/sh".to_owned());
         assert_eq!(
             line(&config),
-            "root=/dev/vdb rw console=tty0 panic=5 init=/bin/sh"
+            "ip=1.2.3.4 root=/dev/vdb rw console=tty0 panic=5 init=/bin/sh"
         );
         config.cmdline = None;
         config.initrd = Some("initrd".into());
-        assert_eq!(line(&config), "console=ttyS0 panic=-1");
+        assert_eq!(line(&config), "console=ttyS0 panic=-1 ip=1.2.3.4");
+        config.cmdline = Some("ip=dhcp".to_owned());
+        assert_eq!(line(&config), "console=ttyS0 panic=-1 ip=dhcp");
     }
 
     #[test]
@@ -119,6 +140,6 @@ mod tests {
             cmdline: Some("a\0b".to_owned()),
             ..MachineConfig::default()
         };
-        assert!(cmdline(&config, true).is_err());
+        assert!(cmdline(&config, true, None).is_err());
     }
 }

@@ -23,10 +23,11 @@ use thiserror::Error;
 
 use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
+use crate::net::{NetDevice, NetworkState};
 use crate::share::Share;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
-use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
+use crate::vm_stats::{self, BlockStats, MemoryStats, NetStats, VmStats};
 pub use command::{Answer, Command, Ended, Reply};
 
 /// What can happen to a machine that its owner must know.
@@ -180,6 +181,8 @@ pub struct Devices {
     pub shares: Vec<Share>,
     /// What keeps the volumes among these directories from being removed.
     pub holds: Vec<File>,
+    /// The network device, if there is one, and what serves it, which goes after the device.
+    pub net: Option<NetDevice>,
 }
 
 impl Devices {
@@ -221,6 +224,8 @@ pub struct Machine {
     pub io: EventLoop,
     /// KVM's part, and guest memory.
     pub vm: Vm,
+    /// The network, as it was made.
+    pub network: NetworkState,
     /// For those who tell.
     pub sender: EventSender,
     /// What they told.
@@ -246,6 +251,9 @@ impl Machine {
             .transpose()?;
         let mut running = Running::new(self.vcpus.len());
         let end = self.run_until_end(&mut running);
+        if let Some(net) = &self.devices.net {
+            net.expect_end();
+        }
         running.gate.stop();
         running.kick();
         self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
@@ -328,6 +336,10 @@ impl Machine {
                 reply.answer(Answer::Done);
             }
             Command::Stats => reply.answer(Answer::Stats(Box::new(self.vm_stats(running)))),
+            Command::CpuTime => {
+                let times = running.threads.iter().map(VcpuThread::cpu_time);
+                reply.answer(Answer::CpuTime(times.sum()));
+            }
             // Told apart by the caller.
             Command::Kill => {}
         }
@@ -342,6 +354,7 @@ impl Machine {
             block: disks
                 .map(|(name, traffic)| BlockStats::of(name, traffic))
                 .collect(),
+            net: self.devices.net.iter().map(NetStats::of).collect(),
             uptime_ms: u64::try_from(running.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: running.threads.iter().map(VcpuThread::exits).sum(),
         }

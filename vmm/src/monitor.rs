@@ -27,7 +27,8 @@ use crate::console::{Console, RawTerminal};
 use crate::control::{ControlServer, ControlTarget};
 use crate::dirs::Dirs;
 use crate::link::{LinkError, LinkEvent};
-use crate::machine::{End, Event, EventSender, Outcome, RunError, events};
+use crate::machine::{End, Event, EventSender, Machine, Outcome, RunError, events};
+use crate::net::Identity;
 use crate::session::{Forwarder, Target};
 use crate::signals::{self, Signals, Watcher};
 use crate::stats::RunStats;
@@ -66,6 +67,8 @@ pub struct VmRun<'a> {
     pub check_kvm: bool,
     /// Told when the main process runs; for a plain boot, when the guest is about to.
     pub on_started: Option<OnStarted>,
+    /// What its network goes by.
+    pub identity: Identity,
     /// Called before this process ends at once, as it was asked to twice while the machine was
     /// being made.
     pub on_given_up: Option<OnGivenUp>,
@@ -119,9 +122,11 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             sender: sender.clone(),
             events: receiver,
             check_kvm: vm.check_kvm,
+            identity: vm.identity,
             stats: vm.stats,
         },
     )?;
+    tell_network(vm.teller.as_ref(), &machine);
     let link = machine.link().cloned().ok_or(LinkError::Gone)?;
     let hub = Hub::new(
         sender.clone(),
@@ -175,9 +180,11 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             sender: sender.clone(),
             events: receiver,
             check_kvm: vm.check_kvm,
+            identity: vm.identity,
             stats: vm.stats,
         },
     )?;
+    tell_network(vm.teller.as_ref(), &machine);
     drop(early);
     let told = sender.clone();
     let signals = watch(vm.signals, move |signal| {
@@ -199,6 +206,15 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     finish(control);
     drop(signals);
     Ok(end::of_plain(outcome?, hub.is_timed_out()))
+}
+
+/// Tells everybody what the VM's network is.
+fn tell_network(teller: Option<&Teller>, machine: &Machine) {
+    let told =
+        teller.map(|teller| teller.update(|state| state.network = Some(machine.network.clone())));
+    if let Some(Err(error)) = told {
+        log::warn!("{error}");
+    }
 }
 
 /// The end of the agent's connection is news unless it is expected.

@@ -8,6 +8,9 @@ use casita_devices::virtio::block::Traffic;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::net::NetDevice;
+use crate::net::tap::{Counted, Counters};
+
 /// What a running VM uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -20,6 +23,8 @@ pub struct VmStats {
     pub memory: MemoryStats,
     /// Disks, in the order in which the guest sees them.
     pub block: Vec<BlockStats>,
+    /// Network devices.
+    pub net: Vec<NetStats>,
     /// Since its start, in milliseconds; time while it was paused counts.
     pub uptime_ms: u64,
     /// Exits from the guest to the monitor.
@@ -65,6 +70,59 @@ impl BlockStats {
             write_bytes: traffic.write_bytes(),
             reads: traffic.reads(),
             writes: traffic.writes(),
+        }
+    }
+}
+
+/// What has gone through a network device, in the guest's words.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetStats {
+    /// Which.
+    pub device: String,
+    /// Whether its link is up.
+    pub link_up: bool,
+    /// Why it is down for good, if it is.
+    pub closed: Option<String>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames that the guest did not receive.
+    pub rx_dropped: u64,
+    /// Frames of the guest's that got no further.
+    pub tx_dropped: u64,
+}
+
+impl NetStats {
+    /// Of the guest's one device.
+    pub fn of(device: &NetDevice) -> Self {
+        let (sent, received) = (device.traffic.sent(), device.traffic.received());
+        let counted = device.counters.as_ref().map_or_else(
+            || Counted {
+                rx_bytes: received.bytes(),
+                rx_frames: received.frames(),
+                rx_dropped: received.dropped(),
+                tx_bytes: sent.bytes(),
+                tx_frames: sent.frames(),
+                tx_dropped: sent.dropped(),
+            },
+            Counters::read,
+        );
+        Self {
+            device: "eth0".to_owned(),
+            link_up: device.link.is_up(),
+            closed: device.link.closed(),
+            rx_bytes: counted.rx_bytes,
+            tx_bytes: counted.tx_bytes,
+            rx_frames: counted.rx_frames,
+            tx_frames: counted.tx_frames,
+            rx_dropped: counted.rx_dropped,
+            tx_dropped: counted.tx_dropped,
         }
     }
 }

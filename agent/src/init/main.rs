@@ -14,9 +14,11 @@ mod child;
 mod console;
 mod control;
 mod copy;
+mod dhcp;
 mod end;
 mod ending;
 mod failure;
+mod group;
 mod heap;
 mod list;
 mod mounts;
@@ -67,7 +69,7 @@ fn run() -> ! {
 fn guest(initramfs: &OwnedFd, spec: &GuestSpec) -> Result<u8, Failure> {
     root::prepare(initramfs, spec)?;
     mounts::mount_all(initramfs, &spec.mounts)?;
-    network::prepare(&spec.hostname)?;
+    network::prepare(&spec.hostname, spec.network.as_ref())?;
     let control = Control::connect(spec.key)?;
     let server = Server::new(&spec.hostname, control)?;
     stamp::stage(Stage::AgentReady);

@@ -5,11 +5,14 @@ use alloc::format;
 use alloc::string::String;
 use core::ffi::CStr;
 
-use casita_agent::initrd::{DEV_DIR, DISK_DIR, HOSTNAME_PATH, HOSTS_PATH, IMAGE_DIR, ROOT_DIR};
+use casita_agent::initrd::{
+    DEV_DIR, DISK_DIR, HOSTNAME_PATH, HOSTS_PATH, IMAGE_DIR, RESOLV_PATH, ROOT_DIR,
+};
 use casita_agent::spec::{FsType, GuestSpec, Mount};
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     Access, CWD, Gid, Mode, OFlags, Uid, access, chmod, chown, mkdir, open, openat, stat, symlink,
+    unlink,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -48,9 +51,12 @@ pub(crate) fn prepare(initramfs: &OwnedFd, spec: &GuestSpec) -> Result<(), Failu
     switch(initramfs).doing(|| "cannot switch to the guest's root")?;
     mount_kernel_interfaces()?;
     fill_dev().doing(|| "cannot make the links in /dev")?;
-    // An image may have made something else of these two, and is then left alone.
+    // An image may have made something else of these, and is then left alone.
     let _ = lay_over(initramfs, HOSTS_PATH, "/etc/hosts");
     let _ = lay_over(initramfs, HOSTNAME_PATH, "/etc/hostname");
+    if spec.network.is_some() {
+        let _ = lay_over(initramfs, RESOLV_PATH, "/etc/resolv.conf");
+    }
     Ok(())
 }
 
@@ -220,7 +226,10 @@ fn lay_over(initramfs: &OwnedFd, file: &str, target: &str) -> Result<(), Errno> 
         Err(Errno::NOENT) => {
             make_dir("/etc")?;
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-            drop(openat(CWD, target, flags, Mode::from_raw_mode(0o644))?);
+            let make = || openat(CWD, target, flags, Mode::from_raw_mode(0o644));
+            // A link that leads to nowhere waits for a program that images for machines run.
+            let made = make().or_else(|_| unlink(target).and_then(|()| make()));
+            drop(made?);
             attach()
         }
         result => result,

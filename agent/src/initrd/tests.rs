@@ -15,6 +15,7 @@ fn spec() -> GuestSpec {
         keep_disk: false,
         key: Key([1; 16]),
         mounts: Vec::new(),
+        network: None,
     }
 }
 

@@ -18,6 +18,25 @@ fn spec() -> GuestSpec {
         keep_disk: true,
         key: Key([7; 16]),
         mounts: vec![volume("/data")],
+        network: Some(Network {
+            mtu: Some(1500),
+            addresses: vec![address("10.0.2.15", 24)],
+            gateways: vec!["10.0.2.2".parse().unwrap()],
+            dns: vec!["::1".parse().unwrap()],
+            search: vec!["example".into()],
+            hosts: vec![Host {
+                ip: "10.0.2.9".parse().unwrap(),
+                name: "neighbour".into(),
+            }],
+            automatic: false,
+        }),
+    }
+}
+
+fn address(ip: &str, prefix: u8) -> Address {
+    Address {
+        ip: ip.parse().unwrap(),
+        prefix,
     }
 }
 
@@ -26,6 +45,22 @@ fn volume(target: &str) -> GuestMount {
         device: "/dev/vdc".into(),
         target: target.into(),
         read_only: true,
+    }
+}
+
+prop_compose! {
+    fn any_network()(
+        mtu in option::of(any::<u16>()),
+        addresses in vec((any::<IpAddr>(), 0..33_u8), 0..4),
+        gateways in vec(any::<IpAddr>(), 0..3),
+        dns in vec(any::<IpAddr>(), 0..4),
+        search in vec("[a-z0-9._-]{1,255}", 0..3),
+        hosts in vec((any::<IpAddr>(), "[a-zA-Z0-9_.-]{1,64}"), 0..3),
+        automatic in any::<bool>(),
+    ) -> Network {
+        let addresses = addresses.into_iter().map(|(ip, prefix)| Address { ip, prefix }).collect();
+        let hosts = hosts.into_iter().map(|(ip, name)| Host { ip, name }).collect();
+        Network { mtu, addresses, gateways, dns, search, hosts, automatic }
     }
 }
 
@@ -43,6 +78,7 @@ prop_compose! {
         keep_disk in any::<bool>(),
         key in any::<[u8; 16]>(),
         targets in btree_set("/[a-z]{1,20}", 0..5),
+        network in option::of(any_network()),
     ) -> GuestSpec {
         GuestSpec {
             hostname,
@@ -51,6 +87,7 @@ prop_compose! {
             keep_disk,
             key: Key(key),
             mounts: targets.iter().map(|target| volume(target)).collect(),
+            network,
         }
     }
 }
@@ -163,12 +200,46 @@ fn a_disk_that_cannot_be_written_is_refused() {
     assert_eq!(encode(&spec), Err(SpecError::DiskFs("erofs")));
 }
 
+#[test]
+fn a_network_that_cannot_be_set_up_is_refused() {
+    let with = |change: &dyn Fn(&mut Network)| {
+        let mut spec = spec();
+        change(spec.network.as_mut().unwrap());
+        encode(&spec)
+    };
+    let long = address("10.0.2.15", 33);
+    assert_eq!(
+        with(&|network| network.addresses = vec![long]),
+        Err(SpecError::Prefix(long))
+    );
+    assert!(with(&|network| network.addresses = vec![address("::1", 128)]).is_ok());
+    for domain in ["", "a b", "a\nnameserver 1.1.1.1", &"x".repeat(256)] {
+        assert_eq!(
+            with(&|network| network.search = vec![domain.into()]),
+            Err(SpecError::Search(domain.into()))
+        );
+    }
+}
+
+#[test]
+fn a_network_reaches_what_shares_its_prefix() {
+    let reaches = |own: Address, other: &str| own.reaches(other.parse().unwrap());
+    let own = address("10.0.2.15", 24);
+    assert!(reaches(own, "10.0.2.2") && !reaches(own, "10.0.3.2") && !reaches(own, "::a00:202"));
+    let own = address("fd00::15", 64);
+    assert!(reaches(own, "fd00::2") && !reaches(own, "fd00:0:0:1::2"));
+    assert!(reaches(address("1.2.3.4", 0), "200.0.0.1"));
+    assert!(!reaches(address("1.2.3.4", 32), "1.2.3.5"));
+}
+
 /// Host and agent are built together, but a change of the layout should be seen.
 #[test]
-fn the_layout_is_the_one_of_version_3() {
-    let expected = b"CASITA\0\x01\x03\0\x3d\0\0\0\
+fn the_layout_is_the_one_of_version_4() {
+    let expected = b"CASITA\0\x01\x04\0\x6a\0\0\0\
         \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\x01\
         \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
-        \x01\0\x08/dev/vdc\x05/data\x01";
+        \x01\0\x08/dev/vdc\x05/data\x01\
+        \x01\x01\xdc\x0b\x01\0\x0a\0\x02\x0f\x18\x01\0\x0a\0\x02\x02\
+        \x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x07example\0";
     assert_eq!(encode(&spec()).unwrap(), expected);
 }

@@ -49,6 +49,10 @@ pub trait VirtioDevice: Send {
     /// with its index. Does nothing if the device is not running.
     fn deactivate(&mut self) -> Vec<(u16, QueueState)>;
 
+    /// Back to what the device was before any driver: what a driver has told it is forgotten. It is not
+    /// running.
+    fn reset(&mut self) {}
+
     /// What the device has to know to go on, beside its queues. It is not running.
     fn save(&self) -> DeviceState;
 
@@ -258,6 +262,8 @@ impl fmt::Debug for DeviceNotifier {
 pub enum DeviceState {
     /// A disk.
     Block(super::block::BlockState),
+    /// A network device.
+    Net(super::net::NetState),
     /// A file system.
     Fs(super::fs::FsState),
     /// An entropy device.

@@ -4,6 +4,8 @@ pub mod block;
 pub mod chain;
 pub mod device;
 pub mod fs;
+pub mod net;
+mod panic_relay;
 pub mod queue;
 pub mod rng;
 pub mod spec;

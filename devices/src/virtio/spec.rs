@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Device types, section 5.
 pub mod device_type {
+    /// Network device, section 5.1.
+    pub const NET: u32 = 1;
     /// Block device, section 5.2.
     pub const BLOCK: u32 = 2;
     /// Entropy device, section 5.4.

@@ -8,13 +8,16 @@ mod disks;
 mod ends;
 mod exec;
 mod hardware;
+mod hostile;
 mod images;
 mod life;
+mod net;
 mod oci;
 mod parting;
 mod plain;
 mod postgres;
 mod process;
+mod sandbox;
 mod shares;
 mod terminal;
 mod volumes;
@@ -62,15 +65,18 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     life::tests(&mut suite);
+    net::tests(&mut suite);
     oci::tests(&mut suite);
     parting::tests(&mut suite);
     plain::tests(&mut suite);
     postgres::tests(&mut suite);
     process::tests(&mut suite);
+    sandbox::tests(&mut suite);
     shares::tests(&mut suite);
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);
+    hostile::tests(&mut suite);
     suite.run(&arguments)
 }
 

@@ -12,9 +12,12 @@ pub mod inspect;
 mod json;
 pub mod lifecycle;
 pub mod logs;
+pub mod network;
+pub mod port;
 pub mod process_args;
 pub mod ps;
 pub mod run;
+pub mod sandbox;
 pub mod stats;
 mod table;
 pub mod top;
@@ -31,6 +34,7 @@ use log::LevelFilter;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
+use crate::sandbox::SandboxError;
 
 /// Casita's own failure, as opposed to the command's exit status.
 pub const EXIT_CASITA: u8 = 125;
@@ -80,6 +84,8 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Run untrusted code in a VM of its own, within limits, and leave nothing of it
+    Sandbox(Box<sandbox::SandboxArgs>),
     /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
@@ -108,10 +114,15 @@ enum Command {
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Tell where a VM's ports are reached
+    Port(port::PortArgs),
     /// Copy files into a running VM or out of one
     Cp(cp::CpArgs),
     /// Pull, import, list and remove images
     Image(image::ImageArgs),
+    /// Make, list and remove networks, on which VMs reach each other by name
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Make, list, remove, export and import volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
@@ -130,6 +141,8 @@ enum Command {
     /// As `image rm`
     #[command(hide = true)]
     Rmi(image::RmArgs),
+    #[command(hide = true)]
+    SandboxVm,
     #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
 }
@@ -153,6 +166,8 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Sandbox(args) => sandbox::sandbox(&args),
+        Command::SandboxVm => crate::sandbox::vm_process(),
         Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
@@ -168,6 +183,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
+        Command::Port(args) => port::port(&args),
+        Command::Network(command) => network::network(&command),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Image(args) => image::image(&args, cli.global),
@@ -180,7 +197,9 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         let told = error.downcast_ref::<ImagesError>();
-        if !told.is_some_and(ImagesError::is_told) {
+        let told = told.is_some_and(ImagesError::is_told)
+            || matches!(error.downcast_ref(), Some(SandboxError::Told));
+        if !told {
             report(&*error, cli.global.is_verbose());
         }
         let status = error.downcast_ref::<StartFailure>();

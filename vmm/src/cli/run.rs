@@ -1,10 +1,14 @@
 //! `casita run`.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casita_devices::stamp::monotonic_ns;
+use casita_devices::token_bucket::Rate;
+use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::process_args::{ProcessArgs, complete_env};
@@ -17,6 +21,8 @@ use crate::disk::{self, DiskSpec};
 use crate::images::{self, PullPolicy};
 use crate::life::{self, Surroundings};
 use crate::monitor::{Attachment, Ended};
+use crate::net;
+use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec, parse_mac};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
 use crate::signals::Signals;
 use crate::stats::RunStats;
@@ -27,6 +33,7 @@ use crate::volume::{TmpfsSpec, VolumeSpec};
 const PROCESS: &str = "Process";
 const LIFE: &str = "Life";
 const STORAGE: &str = "Storage";
+const NETWORK: &str = "Network";
 const MACHINE: &str = "Machine";
 
 /// Options of `casita run`.
@@ -39,7 +46,7 @@ Ctrl-] at its terminal.
 
 Examples:
   casita run --rm -it debian bash              a shell in an image, pulled if it is missing
-  casita run -d --name web nginx               left alone: casita logs, exec and stop web
+  casita run -d --name web -p 8080:80 nginx    left alone: casita logs, exec and stop web
   casita run --rm -v data:/srv -v ./src:/src:ro debian ls /srv /src
   casita run --rm debian sort < words.txt      a pipe or file is the command's input
   casita run -m 1G -c 2 -- uname -a            a command in the built-in image
@@ -100,6 +107,47 @@ pub struct RunArgs {
     /// Mount a file system in memory; can be given many times
     #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
     tmpfs: Vec<TmpfsSpec>,
+    /// The most that goes through each disk a second: bytes, requests, or both
+    #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = STORAGE)]
+    disk_rate: Option<Rate>,
+    /// What the network device leads to: user (connections made by passt, which takes no right),
+    /// tap[:NAME], bridge:NAME, or none; with ,mac=MAC and ,mtu=N, and for the middle two
+    /// ,netns=NAME|PATH and ,queues=N [default: user]
+    #[arg(long, value_name = "NETWORK", help_heading = NETWORK)]
+    net: Option<NetSpec>,
+    /// Lead a port of the host's to one of the guest's, or a range to a range; without HOST one that
+    /// is free; can be given many times
+    #[arg(short, long, value_name = "[IP:][HOST:]GUEST[/udp]", help_heading = NETWORK)]
+    publish: Vec<PortSpec>,
+    /// Publish all ports that the image exposes, at free ports of the host's
+    #[arg(short = 'P', long, help_heading = NETWORK)]
+    publish_all: bool,
+    /// Address of the guest, with the length of its network's prefix and the router in it; can be
+    /// given for IPv4 and IPv6 [default: one that suits the network]
+    #[arg(long, value_name = "ADDRESS[/PREFIX][,gw=ADDRESS]", help_heading = NETWORK)]
+    ip: Vec<IpSpec>,
+    /// Name server of the guest; can be given many times [default: the host's]
+    #[arg(long, value_name = "ADDRESS", help_heading = NETWORK)]
+    dns: Vec<IpAddr>,
+    /// MAC address of the network device [default: made from the VM's ID]
+    #[arg(long, value_name = "MAC", value_parser = parse_mac, help_heading = NETWORK)]
+    mac: Option<MacAddress>,
+    /// MTU of the network device, in bytes [default: 65520 with passt, else the tap device's]
+    #[arg(long, value_name = "N", help_heading = NETWORK)]
+    mtu: Option<Mtu>,
+    /// The most that goes through the network device a second, in each direction
+    #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = NETWORK)]
+    net_rate: Option<Rate>,
+    /// Be on a network of casita network create: its VMs reach each other by name
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network: Option<String>,
+    /// One more name on that network; can be given many times
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network_alias: Vec<String>,
+    /// What the guest may reach outside: all, none, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT,
+    /// each with /tcp or /udp behind it if need be [default: all]
+    #[arg(long, value_name = "all|none|ITEM,ITEM...", help_heading = NETWORK)]
+    egress: Option<EgressPolicy>,
     #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"), help_heading = MACHINE)]
     memory: Option<MemorySize>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
@@ -131,6 +179,24 @@ pub struct RunArgs {
     skip_kvm_check: bool,
 }
 
+/// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser swallows
+/// a `--` before all words, and it makes a difference: `program` are the words of the whole command
+/// line, of which `words` are the last.
+pub(super) fn image_and_command(
+    words: &[String],
+    program: &[String],
+) -> (Option<String>, Vec<String>) {
+    let before = program.len().checked_sub(words.len() + 1);
+    let only_command = before.is_some_and(|place| program[place] == "--");
+    let mut words = words.iter().cloned();
+    let image = if only_command { None } else { words.next() };
+    let mut command: Vec<String> = words.collect();
+    if !only_command && command.first().is_some_and(|word| word == "--") {
+        command.remove(0);
+    }
+    (image, command)
+}
+
 fn vm_name(text: &str) -> Result<String, String> {
     disk::check_name(text)
         .map(|()| text.to_owned())
@@ -138,21 +204,6 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 impl RunArgs {
-    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser
-    /// swallows a `--` before all words, and it makes a difference: `program` are the words of the
-    /// whole command line, of which ours are the last.
-    fn image_and_command(&self, program: &[String]) -> (Option<String>, Vec<String>) {
-        let before = program.len().checked_sub(self.words.len() + 1);
-        let only_command = before.is_some_and(|place| program[place] == "--");
-        let mut words = self.words.iter().cloned();
-        let image = if only_command { None } else { words.next() };
-        let mut command: Vec<String> = words.collect();
-        if !only_command && command.first().is_some_and(|word| word == "--") {
-            command.remove(0);
-        }
-        (image, command)
-    }
-
     fn machine(&self) -> Result<MachineConfig, CliError> {
         let file = match &self.config {
             Some(path) => MachineConfig::read(path)?,
@@ -160,7 +211,7 @@ impl RunArgs {
         };
         let program = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         let program: Vec<String> = program.collect();
-        let (image, command) = self.image_and_command(&program);
+        let (image, command) = image_and_command(&self.words, &program);
         let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
@@ -187,6 +238,19 @@ impl RunArgs {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
             ulimit: self.ulimit.clone(),
+            net: self.net.clone(),
+            ip: self.ip.clone(),
+            mac: self.mac,
+            mtu: self.mtu,
+            dns: self.dns.clone(),
+            publish: self.publish.clone(),
+            publish_all: self.publish_all,
+            exposed: Vec::new(),
+            net_rate: self.net_rate,
+            disk_rate: self.disk_rate,
+            network: self.network.clone(),
+            network_alias: self.network_alias.clone(),
+            egress: self.egress.clone(),
         });
         if let Some(name) = &config.name {
             vm_name(name)?;
@@ -194,6 +258,7 @@ impl RunArgs {
         config.env = complete_env(&config.env)?;
         config.check_process()?;
         check_plain(&config)?;
+        net::check(&config)?;
         Ok(config)
     }
 }
@@ -397,7 +462,7 @@ mod tests {
         let Command::Run(args) = Cli::try_parse_from(&words).unwrap().command else {
             panic!("not a run");
         };
-        let (image, command) = args.image_and_command(&words);
+        let (image, command) = image_and_command(&args.words, &words);
         (image, command.join(" "))
     }
 

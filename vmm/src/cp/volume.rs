@@ -11,6 +11,8 @@ use crate::config::MachineConfig;
 use crate::control::Client;
 use crate::dirs::Dirs;
 use crate::monitor::{self, Attachment, VmRun};
+use crate::net::Identity;
+use crate::net::spec::{NetMode, NetSpec};
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::volume::{VolumeSource, VolumeSpec};
@@ -54,6 +56,10 @@ pub fn with_volume(
             read_only,
         }],
         command: COMMAND.map(ToOwned::to_owned).to_vec(),
+        net: Some(NetSpec {
+            mode: NetMode::None,
+            ..NetSpec::default()
+        }),
         ..MachineConfig::default()
     };
     let folder = Folder::make(around.dirs)?;
@@ -86,6 +92,7 @@ pub fn with_volume(
         on_started: Some(Box::new(on_started)),
         on_given_up: Some(Box::new(move || drop(std::fs::remove_dir_all(given_up)))),
         teller: None,
+        identity: Identity::default(),
         stats: RunStats::default(),
     })
     .map_err(Box::new)?;

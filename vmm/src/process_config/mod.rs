@@ -46,6 +46,7 @@ impl MachineConfig {
             env: overlay_env(&image.env, &self.env),
             workdir: self.workdir.or_else(|| given(&image.workdir)),
             user: self.user.or_else(|| given(&image.user)),
+            exposed: image.exposed_ports.clone(),
             // An image's signal that does not exist is as none: the image can't be mended here.
             stop_signal: self.stop_signal.or_else(|| {
                 let signal = image.stop_signal.as_ref()?;
@@ -66,6 +67,7 @@ impl MachineConfig {
             user: self.user.clone().unwrap_or_default(),
             terminal,
             limits: self.limits(),
+            group: None,
         }
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Id;
 use crate::config::MachineConfig;
+use crate::net::NetworkState;
 use crate::time::now;
 
 /// A VM to be recorded.
@@ -118,6 +119,8 @@ pub struct State {
     pub finished: Option<u64>,
     /// How often it was started again by its restart policy.
     pub restarts: u32,
+    /// Its network, as it was made the last time.
+    pub network: Option<NetworkState>,
     /// The host's boot in which this was written: `pid` means nothing in another.
     pub boot_id: String,
 }

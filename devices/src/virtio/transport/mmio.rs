@@ -262,6 +262,7 @@ impl MmioTransport {
         if std::mem::take(&mut inner.active) {
             inner.device.deactivate();
         }
+        inner.device.reset();
         for queue in &mut inner.queues {
             *queue = QueueState::new(queue.max_size);
         }

@@ -8,7 +8,7 @@ use crate::event_loop::{Control, EventLoopHandle, Handler, Interest, Source};
 
 /// Makes the shared loop panic with `message`: it knows whom to tell.
 pub(super) fn relay(message: String, shared: &EventLoopHandle) {
-    log::error!("a disk's thread panicked: {message}");
+    log::error!("a queue's thread panicked: {message}");
     let relayed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(|event| {
         let _ = event.write(1);
         shared.add(PanicRelay { message, event })

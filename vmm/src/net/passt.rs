@@ -1,0 +1,435 @@
+//! passt(1), Debian's user-mode network: it takes the guest's frames from a socket and makes ordinary
+//! connections of them, with nobody's rights but the user's.
+//!
+//! There is one for each VM. It confines itself (namespaces of its own with an empty root, no
+//! capability, a filter of system calls), and ends when the other end of its socket is closed, so also
+//! when the monitor is killed. As root it goes on as `nobody`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use casita_devices::virtio::net::{LinkState, MacAddress};
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::NetError;
+use super::ports::Reserved;
+use super::spec::{Mtu, Protocol};
+use super::user::{Addresses, GATEWAY_MAC};
+
+/// The program.
+const PROGRAM: &str = "passt";
+/// It needs some hundredths of a second, on a host that is not busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than it says before it gives up.
+const MOST_SAID: u64 = 16 << 10;
+
+/// Where passt is, if it is installed.
+pub fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(PROGRAM))
+        .find(|path| path.is_file())
+}
+
+/// How it is started.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The addresses.
+    pub addresses: &'a Addresses,
+    /// Domains that it tells by DHCP.
+    pub search: &'a [String],
+    /// The MTU that it tells by DHCP.
+    pub mtu: Mtu,
+    /// The interface of the host's from which it takes an IPv6 address of its own; none for no IPv6.
+    pub ipv6_interface: Option<&'a str>,
+}
+
+impl Setup<'_> {
+    fn arguments(&self, socket: i32, ports: &[Reserved]) -> Vec<String> {
+        let mut words = Words::default();
+        words.add(&["--foreground", "--quiet", "--stderr", "--no-map-gw"]);
+        words.pair("--fd", socket);
+        words.pair("--mtu", self.mtu);
+        words.pair("--mac-addr", GATEWAY_MAC);
+        // Nothing is taken over from it but, with IPv6, a link-local address. Without a name it would
+        // look for a default route, which a host need not have.
+        words.pair("--interface", self.ipv6_interface.unwrap_or("lo"));
+        if self.ipv6_interface.is_none() {
+            words.add(&["--ipv4-only"]);
+        }
+        for side in &self.addresses.sides {
+            words.pair("--address", side.address.ip);
+            words.pair("--gateway", side.gateway);
+            if side.address.ip.is_ipv4() {
+                words.pair("--netmask", side.address.prefix);
+            }
+        }
+        let forwarded = &self.addresses.forwarded;
+        let forwards = |server: &IpAddr| forwarded.iter().find(|(ours, _)| ours == server);
+        for server in &self.addresses.dns {
+            let behind = forwards(server).map_or(server, |(_, behind)| behind);
+            words.pair("--dns", behind);
+        }
+        if self.addresses.dns.is_empty() {
+            words.pair("--dns", "none");
+        }
+        for (ours, _) in forwarded {
+            words.pair("--dns-forward", ours);
+        }
+        match self.search {
+            [] => words.pair("--search", "none"),
+            search => words.pair("--search", search.join(" ")),
+        }
+        for (option, protocol) in [
+            ("--tcp-ports", Protocol::Tcp),
+            ("--udp-ports", Protocol::Udp),
+        ] {
+            let mut ports = ports
+                .iter()
+                .filter(|port| port.protocol == protocol)
+                .peekable();
+            if ports.peek().is_none() {
+                words.pair(option, "none");
+            }
+            ports.for_each(|port| words.pair(option, port_spec(port)));
+        }
+        words.0
+    }
+}
+
+/// `[ADDRESS/]HOST:GUEST`
+fn port_spec(port: &Reserved) -> String {
+    let at = port
+        .address
+        .map_or_else(String::new, |address| format!("{address}/"));
+    format!("{at}{}:{}", port.host, port.guest)
+}
+
+#[derive(Default)]
+struct Words(Vec<String>);
+
+impl Words {
+    fn add(&mut self, words: &[&str]) {
+        self.0.extend(words.iter().map(|word| (*word).to_owned()));
+    }
+
+    fn pair(&mut self, option: &str, value: impl ToString) {
+        self.0.extend([option.to_owned(), value.to_string()]);
+    }
+}
+
+/// A passt that runs, or is about to. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Passt {
+    program: Program,
+    /// What it says.
+    said: File,
+    socket: UnixStream,
+}
+
+impl Passt {
+    /// Starts it. What keeps `ports` from others is given up for that.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start(setup: &Setup<'_>, ports: Vec<Reserved>) -> Result<Self, NetError> {
+        let path = find().ok_or(NetError::PasstMissing)?;
+        let failed = |source| NetError::PasstStart {
+            path: path.clone(),
+            source,
+        };
+        let (socket, theirs) = UnixStream::pair().map_err(failed)?;
+        // It must not wait for us when it says more than anybody reads.
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (said, stderr) = pipe_with(flags).map_err(|errno| failed(errno.into()))?;
+        let arguments = setup.arguments(theirs.as_raw_fd(), &ports);
+        log::debug!("{} {}", path.display(), arguments.join(" "));
+        drop(ports);
+        let mut command = Command::new(&path);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .current_dir("/")
+            .env_clear();
+        // Nobody else starts a program meanwhile, and none that we start later has it: it is closed
+        // here by then.
+        rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        let child = command.spawn().map_err(failed)?;
+        Ok(Self {
+            program: Program(child),
+            said: said.into(),
+            socket,
+        })
+    }
+
+    /// Waits until it serves the guest, whose addresses it is told by the way, so that connections
+    /// find it before it has said anything itself.
+    ///
+    /// # Errors
+    /// If it has ended, with its reason, or does not answer.
+    pub fn wait_ready(&mut self, mac: MacAddress, addresses: &Addresses) -> Result<(), NetError> {
+        let Some((ip, gateway)) =
+            addresses
+                .sides
+                .iter()
+                .find_map(|side| match (side.address.ip, side.gateway) {
+                    (IpAddr::V4(ip), IpAddr::V4(gateway)) => Some((ip, gateway)),
+                    _ => None,
+                })
+        else {
+            return Ok(());
+        };
+        let request = arp_request(mac, ip.octets(), gateway.octets());
+        self.exchange(&request).map_err(|error| self.blame(error))
+    }
+
+    /// Sends a frame, and takes what comes until it is the answer to an ARP request.
+    fn exchange(&self, request: &[u8]) -> io::Result<()> {
+        let (mut socket, deadline) = (&self.socket, Instant::now() + PATIENCE);
+        // In one piece: a length that comes alone is lost on passt.
+        let len = (request.len() as u32).to_be_bytes();
+        socket.write_all(&[&len, request].concat())?;
+        let mut frame = [0; 1 << 16];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut len = [0; 4];
+            socket.read_exact(&mut len)?;
+            let len = usize::try_from(u32::from_be_bytes(len)).unwrap_or(usize::MAX);
+            let frame = frame.get_mut(..len).ok_or(io::ErrorKind::InvalidData)?;
+            socket.read_exact(frame)?;
+            if is_arp_answer(frame) {
+                return socket.set_read_timeout(None);
+            }
+        }
+    }
+
+    /// What is known of why it does not answer.
+    fn blame(&mut self, error: io::Error) -> NetError {
+        let ended = !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        );
+        if ended {
+            // So that it has said all.
+            let _ = self.program.0.wait();
+        }
+        match last_words(&mut self.said) {
+            Some(words) => NetError::Passt(words),
+            None => NetError::PasstSilent(error),
+        }
+    }
+
+    /// The socket, and what is to be watched.
+    pub fn into_parts(self) -> (UnixStream, Unwatched) {
+        let unwatched = Unwatched {
+            program: self.program,
+            said: self.said,
+        };
+        (self.socket, unwatched)
+    }
+}
+
+/// A passt whose end nobody would hear of yet. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Unwatched {
+    program: Program,
+    said: File,
+}
+
+impl Unwatched {
+    /// Watches the program from now on: if it ends before what is returned is dropped, the link goes
+    /// down, and that is said.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn watch(self, link: LinkState) -> Result<Watch, NetError> {
+        let failed = |error| NetError::Host("watch passt", error);
+        let pid = Pid::from_child(&self.program.0);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        let (mut program, mut said) = (self.program, self.said);
+        let wanted = Arc::new(AtomicBool::new(false));
+        let is_wanted = wanted.clone();
+        let work = move || {
+            let status = program.0.wait();
+            if is_wanted.load(Ordering::Acquire) {
+                return;
+            }
+            let status = status.map_or_else(|_| String::new(), |status| format!(" ({status})"));
+            let words =
+                last_words(&mut said).map_or_else(String::new, |words| format!(": {words}"));
+            let why = format!("passt has ended{status}{words}");
+            link.close(&why);
+            log::warn!("{why}; the guest's link is down from now on");
+        };
+        let thread = thread::Builder::new().name(PROGRAM.to_owned()).spawn(work);
+        Ok(Watch {
+            pidfd,
+            wanted,
+            thread: Some(thread.map_err(failed)?),
+        })
+    }
+}
+
+/// A passt that serves a guest. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    pidfd: OwnedFd,
+    wanted: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Its end is no news from now on: the device is about to go, and with it the socket.
+    pub fn expect_end(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.expect_end();
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A running program.
+#[derive(Debug)]
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The last line that says something.
+fn last_words(said: &mut File) -> Option<String> {
+    let mut bytes = Vec::new();
+    // The end of what there is comes as an error if it still runs.
+    let _ = said.take(MOST_SAID).read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    // It tells the system's log, too, and complains where there is none; and it always warns root.
+    let noise = |line: &str| line.contains("to syslog") || line.starts_with("Don't run as root");
+    text.lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && !noise(line))
+        .map(str::to_owned)
+}
+
+/// Who has `gateway`, asks the guest (RFC 826).
+fn arp_request(mac: MacAddress, ip: [u8; 4], gateway: [u8; 4]) -> Vec<u8> {
+    let head = [&[0xff; 6][..], &mac.0, &[0x08, 0x06]].concat();
+    // Ethernet, IPv4, lengths of addresses, a request.
+    let body = [0, 1, 8, 0, 6, 4, 0, 1];
+    [&head[..], &body, &mac.0, &ip, &[0; 6], &gateway].concat()
+}
+
+fn is_arp_answer(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x08, 0x06]) && frame.get(20..22) == Some(&[0, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::Resolvers;
+    use super::super::ports;
+    use super::*;
+
+    fn arguments(ips: &[&str], dns: &[&str], published: &[&str], ipv6: Option<&str>) -> String {
+        let parse = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|ip| ip.parse().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let ips: Vec<_> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        let addresses =
+            Addresses::new(&ips, &parse(dns), &Resolvers::default(), ipv6.is_some()).unwrap();
+        let specs: Vec<_> = published.iter().map(|text| text.parse().unwrap()).collect();
+        let reserved = ports::reserve(&specs, &[], false).unwrap();
+        let setup = Setup {
+            addresses: &addresses,
+            search: &[],
+            mtu: Mtu::MAX,
+            ipv6_interface: ipv6,
+        };
+        setup.arguments(7, &reserved).join(" ")
+    }
+
+    #[test]
+    fn what_it_is_told_is_all_that_it_knows() {
+        assert_eq!(
+            arguments(&[], &[], &[], None),
+            "--foreground --quiet --stderr --no-map-gw --fd 7 --mtu 65520 --mac-addr \
+             02:ca:51:7a:00:02 --interface lo --ipv4-only --address 10.0.2.15 --gateway 10.0.2.2 \
+             --netmask 24 --dns none --search none --tcp-ports none --udp-ports none"
+        );
+        let both = arguments(&[], &["192.0.2.1"], &[], Some("eth0"));
+        assert!(
+            both.contains("--interface eth0 --address 10.0.2.15")
+                && both.contains("--address fdca:517a:2ca5::15 --gateway fdca:517a:2ca5::2")
+                && both.contains("--dns 192.0.2.1"),
+            "{both}"
+        );
+        let stub = arguments(&[], &["127.0.0.53"], &[], None);
+        assert!(
+            stub.contains("--dns 127.0.0.53 --dns-forward 10.0.2.3"),
+            "{stub}"
+        );
+    }
+
+    #[test]
+    fn ports_are_told_with_their_addresses() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let free = other.local_addr().unwrap().port();
+        drop(other);
+        let text = arguments(&[], &[], &[&format!("127.0.0.1:{free}:80")], None);
+        assert!(
+            text.contains(&format!("--tcp-ports 127.0.0.1/{free}:80 ")),
+            "{text}"
+        );
+        assert!(text.ends_with("--udp-ports none"), "{text}");
+    }
+
+    #[test]
+    fn its_last_words_are_those_that_say_why() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer
+            .write_all(b"Don't run as root. x\nNo such thing\n\nFailed to send 9 bytes to syslog\n")
+            .unwrap();
+        drop(writer);
+        let mut said = File::from(OwnedFd::from(reader));
+        assert_eq!(last_words(&mut said), Some("No such thing".to_owned()));
+        assert_eq!(last_words(&mut said), None);
+    }
+
+    #[test]
+    fn an_answer_is_told_from_a_request() {
+        let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+        let mut frame = arp_request(mac, [10, 0, 2, 15], [10, 0, 2, 2]);
+        assert_eq!(frame.len(), 42);
+        assert!(!is_arp_answer(&frame) && !is_arp_answer(&frame[..10]));
+        frame[21] = 2;
+        assert!(is_arp_answer(&frame));
+    }
+}
