@@ -173,6 +173,7 @@ pub fn assemble(
     around: Surroundings<'_>,
 ) -> Result<Machine, AssembleError> {
     let mut stats = around.stats;
+    stats.stage("config-read", monotonic_ns());
     let kvm = kvm::open()?;
     if around.check_kvm {
         doctor::require_usable(&kvm, around.dirs).map_err(AssembleError::Unusable)?;

@@ -136,6 +136,8 @@ pub struct VcpuReport {
     pub exits: ExitCounts,
     /// `CLOCK_MONOTONIC` just before the first `KVM_RUN`, in nanoseconds.
     pub first_run_ns: u64,
+    /// The same when the guest first came back with something to do; 0 if it never did.
+    pub first_exit_ns: u64,
 }
 
 /// A running vCPU.
@@ -248,6 +250,9 @@ impl Vcpu {
                 let _ = self.fd.kvmclock_ctrl();
             }
             self.step()?;
+            if self.report.first_exit_ns == 0 {
+                self.report.first_exit_ns = monotonic_ns();
+            }
             exits += 1;
             self.exits.store(exits, Ordering::Relaxed);
         }

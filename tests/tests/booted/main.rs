@@ -1,6 +1,7 @@
 //! Real Linux guests, started as people start them. Where this machine's KVM can't run Linux, the
 //! whole program goes on in the lab.
 
+mod bench;
 mod command;
 mod detached;
 mod disks;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     }
     let mut suite = Suite::new();
     suite.all_miss(missing);
+    bench::tests(&mut suite);
     command::tests(&mut suite);
     detached::tests(&mut suite);
     disks::tests(&mut suite);

@@ -1,6 +1,7 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
 mod ask;
+pub mod bench;
 pub mod cp;
 mod describe;
 pub mod doctor;
@@ -127,6 +128,8 @@ enum Command {
     Volume(volume::VolumeCommand),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
+    /// Measure VMs beside containers: start, memory, disk, network
+    Bench(bench::BenchArgs),
     /// Print shell completions or write man pages
     Generate(generate::GenerateArgs),
     /// As `image pull`
@@ -189,6 +192,7 @@ pub fn main() -> ExitCode {
         Command::Images(args) => image::ls(&args, cli.global),
         Command::Rmi(args) => image::rm(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
