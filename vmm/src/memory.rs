@@ -14,13 +14,13 @@
 #![allow(unsafe_code, reason = "mapping a file over guest RAM")]
 
 mod discard;
+mod faults;
 mod image;
 mod truncated;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
 use casita_boot::{BootPlan, FileCopy, FileMapping, GuestRange, MemoryLayout, PlanFile};
@@ -229,6 +229,7 @@ impl GuestRam {
     /// If a file can't be mapped or read.
     pub fn load(&self, plan: &BootPlan, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
         self.place_all(&plan.mappings, files)?;
+        self.avoid_faults(plan);
         for copy in &plan.copies {
             self.copy(copy, files)?;
         }
@@ -342,7 +343,6 @@ impl GuestRam {
     }
 
     fn copy(&self, copy: &FileCopy, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
-        const CHUNK: u64 = 1 << 20;
         let (file, name) = files.get(copy.file);
         let failed = |source| MemoryError::Read {
             file: name,
@@ -351,16 +351,8 @@ impl GuestRam {
             source,
         };
         let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let mut buffer = vec![0; copy.len.min(CHUNK) as usize];
-        let mut done = 0;
-        while done < copy.len {
-            let chunk = &mut buffer[..(copy.len - done).min(CHUNK) as usize];
-            file.read_exact_at(chunk, copy.file_offset + done)
-                .map_err(failed)?;
-            self.write(chunk, copy.guest_addr + done)?;
-            done += chunk.len() as u64;
-        }
-        Ok(())
+        let host = self.host_range(copy.guest_addr, copy.len)?;
+        read_into(file, copy.file_offset, host, copy.len).map_err(failed)
     }
 
     fn write(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
@@ -368,6 +360,33 @@ impl GuestRam {
             .write_slice(bytes, GuestAddress(addr))
             .map_err(|_| MemoryError::NotRam { addr })
     }
+}
+
+/// Reads `len` bytes at `offset` of `file` into guest memory at `to`, which is all there.
+fn read_into(file: &File, offset: u64, to: *mut u8, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let at = libc::off_t::try_from(offset + done)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let left = (len - done) as usize;
+        // SAFETY: the caller has seen that the range lies in guest RAM, which stays mapped while it
+        // is borrowed; there are no references into it.
+        let got = unsafe {
+            let to = to.add(done as usize).cast();
+            libc::pread(file.as_raw_fd(), to, left, at)
+        };
+        match got {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            1.. => done += got.unsigned_abs() as u64,
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The first part of `file` from `from` on that is no hole, up to `end`.
@@ -422,6 +441,7 @@ fn host_memory() -> u64 {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
 
