@@ -15,6 +15,7 @@ pub mod process_args;
 pub mod ps;
 pub mod run;
 pub mod stats;
+mod swift;
 mod table;
 pub mod top;
 mod vms;
@@ -143,7 +144,8 @@ pub enum Format {
 
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = match swift::parse(&words).map_or_else(|| Cli::try_parse_from(&words), Ok) {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };

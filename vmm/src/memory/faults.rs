@@ -9,6 +9,13 @@ use casita_boot::{BootPlan, GuestRange};
 
 use super::{GuestRam, SMALL_GUEST};
 
+/// The first memory that Linux's page allocator gives, when it has taken over from the early one:
+/// measured with casita's kernel, at every size of memory. Before init 499 pages of the first block are
+/// touched, and of the second 280, which fills up as the first processes start.
+const FIRST_BLOCKS: GuestRange = GuestRange {
+    start: 8 << 20,
+    len: 2 * BLOCK,
+};
 /// A huge page of x86-64, in bytes.
 const BLOCK: u64 = 2 << 20;
 /// Linux has a `struct page` of 64 bytes for each page, this many times less than memory.
@@ -20,7 +27,9 @@ impl GuestRam {
         if self.layout.bytes() > SMALL_GUEST {
             return; // It has huge pages everywhere.
         }
-        let blocks = [self.memory_map(plan), plan.kernel_data.map(whole_blocks)];
+        let first = (plan.kernel.start >= FIRST_BLOCKS.end()).then_some(FIRST_BLOCKS);
+        let data = plan.kernel_data.map(whole_blocks);
+        let blocks = [first, data, self.memory_map(plan)];
         for range in blocks.into_iter().flatten() {
             self.ask_for_huge_pages(&range);
         }
