@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::heap;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
@@ -144,6 +145,7 @@ pub enum Format {
 
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
+    heap::share();
     let words: Vec<_> = std::env::args_os().collect();
     let cli = match swift::parse(&words).map_or_else(|| Cli::try_parse_from(&words), Ok) {
         Ok(cli) => cli,
