@@ -134,7 +134,7 @@ fn shared_pages() -> Result<()> {
     let place = Place::new()?;
     let kib = tree_with_a_large_file(&place)?;
     let run = |mode: [&str; 2]| -> Result<(u64, u64, u64)> {
-        let options = [&["--rootfs", "tree", "-m", "128M"], &mode[..]].concat();
+        let options = [&["--rootfs", "tree", "-m", "128M"][..], &mode[..]].concat();
         let vms = [
             Vm::start(&place, &options, READ)?,
             Vm::start(&place, &options, READ)?,
@@ -235,8 +235,8 @@ fn no_balloon() -> Result<()> {
     const ASK: &str = "ls /sys/bus/virtio/drivers/virtio_balloon | grep -c ^virtio";
     let place = Place::new()?;
     let config = place.write("off.toml", "balloon = false\n")?;
-    for (options, count) in [(&["--config", &config][..], "0"), (&[], "1")] {
-        let words = [&["run", "--rm"], options, &["--", "sh", "-c", ASK]].concat();
+    for (options, count) in [(&["--config", config.as_str()][..], "0"), (&[][..], "1")] {
+        let words = [&["run", "--rm"][..], options, &["--", "sh", "-c", ASK]].concat();
         let finished = place.casita(words).finish()?;
         ensure!(finished.text().trim() == count, "{finished}");
     }

@@ -84,7 +84,7 @@ mod tests {
             "casita help run",
             "casita -- run",
         ] {
-            assert_eq!(both(line).0.is_none(), true, "{line}");
+            assert!(both(line).0.is_none(), "{line}");
         }
     }
 }
