@@ -66,7 +66,9 @@ thread_local! {
 /// Buffers of 8 bytes each: address and length in units of 16 bytes.
 fn buffers(data: &[u8]) -> Vec<(u64, u32)> {
     let words = data.chunks_exact(8).take(16).map(|chunk| {
-        let word = |at: usize| u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]])
+        };
         (u64::from(word(0)) * 16, (word(4) % 0x10_0000) * 16)
     });
     words.filter(|(_, len)| *len > 0).collect()

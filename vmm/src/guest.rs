@@ -61,7 +61,9 @@ pub fn cmdline(config: &MachineConfig, root: Option<RootDevice>) -> Result<Cmdli
         BootMode::Plain if config.initrd.is_none() && !says("root=") => match root {
             Some(RootDevice::Pmem) => {
                 let node = root_node(RootDevice::Pmem);
-                line.push(format!("root={node} ro rootfstype=erofs rootflags=dax=always"))?;
+                line.push(format!(
+                    "root={node} ro rootfstype=erofs rootflags=dax=always"
+                ))?;
             }
             Some(device) => line.push(format!("root={} ro", root_node(device)))?,
             None => {}
@@ -109,7 +111,13 @@ mod tests {
     use super::*;
 
     fn line(config: &MachineConfig) -> String {
-        String::from_utf8(cmdline(config, Some(RootDevice::Block)).unwrap().as_bytes().to_vec()).unwrap()
+        String::from_utf8(
+            cmdline(config, Some(RootDevice::Block))
+                .unwrap()
+                .as_bytes()
+                .to_vec(),
+        )
+        .unwrap()
     }
 
     #[test]

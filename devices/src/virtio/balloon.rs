@@ -216,9 +216,7 @@ impl Handler for Worker {
         };
         let served = match started.index {
             INFLATE => started.drain(|queue, chain| host.inflate(queue, chain)),
-            REPORTING if self.reporting => {
-                started.drain(|queue, chain| host.free(queue, chain))
-            }
+            REPORTING if self.reporting => started.drain(|queue, chain| host.free(queue, chain)),
             // A page that is taken out of the balloon is there when it is touched.
             _ => started.drain(|queue, chain| Ok(queue.complete(chain, 0)?)),
         };

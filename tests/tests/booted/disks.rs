@@ -62,9 +62,7 @@ more"
     }
     let script = format!("/bin/busybox --install -s /bin 2>/dev/null\n{script}");
     let options = ["--rootfs", "image", "--rootfs-mode", "block"];
-    let finished = shell(&place, &options, &script)
-        .finish()?
-        .expect(0)?;
+    let finished = shell(&place, &options, &script).finish()?.expect(0)?;
     let finished = finished.says(&["root done", "device done"])?;
     ensure!(!finished.text().contains("IMAGE WRITTEN"), "{finished}");
     ensure!(

@@ -107,7 +107,10 @@ fn read_only_image() -> Result<()> {
         said.contains("not permitted") && said.ends_with("0\nsame\n"),
         "{said}"
     );
-    ensure!(!said.contains("WRITTEN") && !said.contains("MEMORY"), "{said}");
+    ensure!(
+        !said.contains("WRITTEN") && !said.contains("MEMORY"),
+        "{said}"
+    );
     ensure!(fs::read(&path)? == before, "the image has changed");
     // And nobody is the worse for it.
     ensure!(vm.asks("echo well")? == "well\n");
@@ -120,7 +123,9 @@ fn tree_with_a_large_file(place: &Place) -> Result<u64> {
     image::tree(&place.path("tree"), "exec sh\n")?;
     let mut state = 1_u64;
     let numbers = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         state.to_le_bytes()
     });
     let bytes: Vec<u8> = numbers.take(KIB as usize * 128).flatten().collect();
@@ -207,7 +212,11 @@ fn comes_back() -> Result<()> {
             let (own, shared) = mapped(pid, "")?;
             // A memory file's pages are shared with the program that serves the directory, where
             // that has touched them, too.
-            Ok(if backing == "shared" { own + shared } else { own })
+            Ok(if backing == "shared" {
+                own + shared
+            } else {
+                own
+            })
         };
         let before = held()?;
         vm.asks("mount -t tmpfs t /tmp -o size=200M; head -c 100663296 /dev/urandom > /tmp/x")?;

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use casita_boot::{GuestRange, VirtioMmio};
 use casita_boot::layout::{SERIAL_GSI, SERIAL_PORT};
+use casita_boot::{GuestRange, VirtioMmio};
 use casita_devices::bus::{Bus, BusDevice, BusError};
 use casita_devices::event_loop::EventLoopHandle;
 use casita_devices::power::{

@@ -84,7 +84,12 @@ impl GuestRam {
         let place = place.and_then(|(region, at)| Some((region.file_offset()?, at)));
         let (file, at) = place.ok_or(io::ErrorKind::InvalidInput)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(file.file(), flags, file.start() + at.0, part.len)?)
+        Ok(fallocate(
+            file.file(),
+            flags,
+            file.start() + at.0,
+            part.len,
+        )?)
     }
 
     fn host_address(&self, part: &GuestRange) -> io::Result<*mut u8> {
@@ -177,7 +182,15 @@ mod tests {
     fn a_memory_file_has_fewer_blocks_then() {
         let (ram, _kernel) = ram(Backing::Shared);
         let region = ram.memory().iter().next().unwrap();
-        let blocks = || region.file_offset().unwrap().file().metadata().unwrap().blocks();
+        let blocks = || {
+            region
+                .file_offset()
+                .unwrap()
+                .file()
+                .metadata()
+                .unwrap()
+                .blocks()
+        };
         let before = blocks();
         ram.discard(GuestAddress(0), MIB / 2).unwrap();
         assert_eq!(before - blocks(), MIB / 2 / 512);

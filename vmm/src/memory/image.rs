@@ -18,9 +18,7 @@ use std::sync::Arc;
 use casita_boot::GuestRange;
 use casita_boot::layout::PAGE_SIZE;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
-};
+use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 use super::{GuestRam, MemoryError, truncated};
 

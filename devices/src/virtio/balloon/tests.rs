@@ -113,7 +113,11 @@ fn only_whole_pages_are_given_back() {
     bench.driver.send_buffers(REPORTING, &[], &ranges);
     bench.driver.kick(REPORTING);
     bench.driver.wait_used(REPORTING, 1);
-    let whole = [(0x40_1000, 0x1000), (0x60_1000, 0x1000), (0xff_f000, 0x1000)];
+    let whole = [
+        (0x40_1000, 0x1000),
+        (0x60_1000, 0x1000),
+        (0xff_f000, 0x1000),
+    ];
     assert_eq!(bench.given(), whole);
 }
 
@@ -174,7 +178,11 @@ fn pages_that_are_not_ram_ask_for_a_reset_after_which_the_device_works() {
 
 #[test]
 fn a_report_of_what_is_not_ram_asks_for_a_reset() {
-    for (addr, len) in [(0xff_f000, 0x2000), (1 << 40, 0x1000), (u64::MAX - 4095, 0x1000)] {
+    for (addr, len) in [
+        (0xff_f000, 0x2000),
+        (1 << 40, 0x1000),
+        (u64::MAX - 4095, 0x1000),
+    ] {
         let mut bench = bench();
         bench.driver.start(ALL);
         bench.driver.send_buffers(REPORTING, &[], &[(addr, len)]);
@@ -204,7 +212,9 @@ fn a_host_that_refuses_is_no_error_of_the_guests() {
     };
     let mut bench = bench_with(owner, FakeDriver::memory());
     bench.driver.start(ALL);
-    bench.driver.send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
+    bench
+        .driver
+        .send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
     bench.driver.kick(REPORTING);
     assert_eq!(bench.driver.wait_used(REPORTING, 1).len(), 1);
     assert!(!bench.needs_reset());
@@ -213,8 +223,12 @@ fn a_host_that_refuses_is_no_error_of_the_guests() {
 #[test]
 fn without_reporting_negotiated_its_queue_gives_nothing_back() {
     let mut bench = bench();
-    bench.driver.start(feature::DEFLATE_ON_OOM | common::EVENT_IDX);
-    bench.driver.send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
+    bench
+        .driver
+        .start(feature::DEFLATE_ON_OOM | common::EVENT_IDX);
+    bench
+        .driver
+        .send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
     bench.driver.kick(REPORTING);
     bench.driver.wait_used(REPORTING, 1);
     assert!(bench.given().is_empty());
@@ -238,7 +252,8 @@ fn saved_device_goes_on_in_a_new_transport() {
     old.driver.start(ALL);
     old.driver.write_register(mmio::CONFIG + ACTUAL, 3);
     let json = serde_json::to_string(&old.transport.save().unwrap()).unwrap();
-    old.driver.send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
+    old.driver
+        .send_buffers(REPORTING, &[], &[(0x40_0000, 0x1000)]);
     // Nobody serves the kick that comes while the device is stopped.
     old.driver.kick(REPORTING);
 

@@ -97,7 +97,11 @@ fn other_requests_and_short_ones_are_errors() {
     driver.start(ALL);
     for request in [&[1, 0, 0, 0][..], &[0xff; 4], &[0; 3], &[]] {
         let readable = [request];
-        let readable = if request.is_empty() { &[][..] } else { &readable };
+        let readable = if request.is_empty() {
+            &[][..]
+        } else {
+            &readable
+        };
         driver.send(0, readable, &[4]);
         driver.kick(0);
         let used = driver.wait_used(0, 1);
@@ -131,7 +135,9 @@ fn a_device_reads_from_the_image_and_never_writes_there() {
     }
     let mut bench = bench();
     bench.driver.start(0);
-    bench.driver.send_buffers(0, &[(IMAGE.start, 4)], &[(0x20_0000, 4)]);
+    bench
+        .driver
+        .send_buffers(0, &[(IMAGE.start, 4)], &[(0x20_0000, 4)]);
     bench.driver.kick(0);
     let used = bench.driver.wait_used(0, 1);
     assert_eq!(used[0].data, RESPONSE_OK.to_le_bytes());
@@ -172,7 +178,8 @@ fn no_ring_lies_in_the_image() {
 fn writes_of_the_guest_reach_nobody() {
     let mut bus = Bus::default();
     let refuses = Arc::new(ReadOnly::new("root"));
-    bus.insert(IMAGE.start, IMAGE.size, "root", refuses).unwrap();
+    bus.insert(IMAGE.start, IMAGE.size, "root", refuses)
+        .unwrap();
     for len in [1, 2, 4, 8] {
         assert!(bus.write(IMAGE.start + 5, &[7; 8][..len]));
     }
