@@ -19,6 +19,7 @@ use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::serial::SerialError;
 use casita_devices::stamp::monotonic_ns;
+use casita_devices::virtio::balloon::Balloon;
 use casita_devices::virtio::block::BlockError;
 use casita_devices::virtio::fs::FsError;
 use casita_devices::virtio::rng::Rng;
@@ -38,9 +39,9 @@ use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
 use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, MemoryError, Sharing};
 use crate::net::{self, Identity, NetError, NetworkState};
-use crate::rootfs::RootfsError;
+use crate::rootfs::{RootDevice, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
@@ -187,10 +188,11 @@ pub fn assemble(
     let key = link::new_key()?;
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
     let boot_mode = config.boot.unwrap_or_default();
+    let root_device = files.root.as_ref().map(|_| files.root_device);
     let cmdline = {
         let plain = told.filter(|_| boot_mode == BootMode::Plain);
         let ip = plain.and_then(|network| network.kernel_ip.as_deref());
-        guest::cmdline(config, files.root.is_some(), ip)?
+        guest::cmdline(config, root_device, ip)?
     };
     let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
@@ -199,7 +201,20 @@ pub fn assemble(
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
     let layout = MemoryLayout::new(memory.bytes())?;
-    let vm = Vm::new(&kvm, GuestRam::new(layout, mounts.backing())?)?;
+    let sharing = if config.mergeable {
+        Sharing::Mergeable
+    } else {
+        Sharing::Structural
+    };
+    let (ram, image) = match (&files.root, files.root_device) {
+        (Some(root), RootDevice::Pmem) => {
+            let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
+            let (ram, range) = ram.with_image(&root.file, root.len)?;
+            (ram, Some(range))
+        }
+        _ => (GuestRam::new(layout, mounts.backing(), sharing)?, None),
+    };
+    let vm = Vm::new(&kvm, ram)?;
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
@@ -207,8 +222,12 @@ pub fn assemble(
     let serial_output = serial.start_output(&io.handle())?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
-    if let Some(root) = files.root {
-        virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?;
+    match (files.root, image) {
+        (Some(_), Some(range)) => virtio.plug_in_image("root", range)?,
+        (Some(root), None) => {
+            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?
+        }
+        (None, _) => {}
     }
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
@@ -221,6 +240,10 @@ pub fn assemble(
         let (device, handles, state) = network.device()?;
         virtio.plug_in(Box::new(device))?;
         (net, network_state) = (Some(handles), state);
+    }
+    if config.balloon.unwrap_or(true) {
+        let owner = Arc::new(vm.ram().clone());
+        virtio.plug_in(Box::new(Balloon::new("balloon", owner)))?;
     }
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {

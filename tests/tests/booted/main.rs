@@ -12,6 +12,7 @@ mod hardware;
 mod hostile;
 mod images;
 mod life;
+mod memory;
 mod net;
 mod oci;
 mod parting;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     life::tests(&mut suite);
+    memory::tests(&mut suite);
     net::tests(&mut suite);
     oci::tests(&mut suite);
     parting::tests(&mut suite);
