@@ -13,6 +13,7 @@ pub mod spec;
 mod state;
 pub mod tap;
 mod user;
+mod wall;
 
 use std::net::IpAddr;
 
@@ -194,7 +195,12 @@ fn prepare_user(
         mtu,
         ipv6_interface: interface.as_deref(),
     };
-    let end = HostEnd::Passt(Passt::start(&setup, ports)?);
+    let gateways = if setup.maps_gateway(&ports) {
+        addresses.sides.iter().map(|side| side.gateway).collect()
+    } else {
+        Vec::new()
+    };
+    let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
     let guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),
@@ -331,7 +337,7 @@ impl Prepared {
         mut self,
         wrap: Option<Wrap<'_>>,
     ) -> Result<(Net, NetDevice, NetworkState), NetError> {
-        if let (HostEnd::Passt(passt), Some(addresses)) = (&mut self.end, &self.awaited) {
+        if let (HostEnd::Passt(passt, _), Some(addresses)) = (&mut self.end, &self.awaited) {
             passt.wait_ready(self.settings.mac, addresses)?;
         }
         let (net, device) = attach::attach(self.end, &self.settings, wrap)?;
