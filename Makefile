@@ -34,7 +34,7 @@ bench: build kernel ## measure, beside peers in the same run; results go to targ
 	@tests/bench
 
 deps: ## install what is missing to build and run
-	@tests/install-packages gcc libc6-dev libcap-ng-dev libseccomp-dev e2fsprogs erofs-utils busybox-static
+	@tests/install-packages gcc libc6-dev libcap-ng-dev libseccomp-dev e2fsprogs erofs-utils busybox-static passt
 
 clean: ## remove what was built here; caches stay
 	$(CARGO) clean

@@ -4,7 +4,7 @@
 //! program; the agent reads it, prepares the guest's root, and connects to the host. From then on
 //! it does what the host says ([`wire`]): starts processes, carries their streams, ends the
 //! machine. How far it has come, and the machine's exit status, it tells through [`ports`]. The
-//! pure part of its work ([`command`], [`errno`], [`hosts`], [`proc`], [`rtnetlink`],
+//! pure part of its work ([`command`], [`dhcp`], [`errno`], [`hosts`], [`proc`], [`rtnetlink`],
 //! [`users`]) is here too, where it can be tested without a guest.
 //!
 //! The library needs no standard library: the agent is a static program without libc.
@@ -18,6 +18,7 @@ pub mod command;
 #[cfg(feature = "files")]
 pub mod copy;
 mod cpio;
+pub mod dhcp;
 pub mod errno;
 pub mod hosts;
 pub mod initrd;

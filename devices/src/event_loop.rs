@@ -22,6 +22,9 @@ impl Interest {
     pub const WRITE: Interest = Interest(EventSet::OUT);
     /// Both directions of a connection have ended. Every other interest implies this one.
     pub const HANG_UP: Interest = Interest(EventSet::HANG_UP);
+    /// Something new can be read, or the other end has gone: told once each time, and not again for
+    /// what was there before (edge-triggered).
+    pub const NEWS: Interest = Interest(EventSet::IN.union(EventSet::EDGE_TRIGGERED));
 }
 
 impl std::ops::BitOr for Interest {

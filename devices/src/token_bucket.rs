@@ -1,6 +1,6 @@
 //! Limits to how much goes through a device: token buckets for bytes and for operations.
 //!
-//! An operation may start while there are tokens, whatever it costs, and then takes all that it costs:
+//! An operation may start while there is a token, whatever it costs, and then takes all that it costs:
 //! the balance may become negative, and the next operation waits for longer. So an operation larger than
 //! the burst passes, too, and the mean rate is exact.
 
@@ -184,11 +184,11 @@ impl Bucket {
 
     /// How long until something may pass; None if it may now.
     fn wait(&self) -> Option<Duration> {
-        if self.balance > 0 {
+        let missing = NANOS.saturating_sub(self.balance);
+        if missing <= 0 {
             return None;
         }
-        let missing = self.balance.unsigned_abs() + 1;
-        let nanos = missing.div_ceil(u128::from(self.limit.rate));
+        let nanos = missing.unsigned_abs().div_ceil(u128::from(self.limit.rate));
         Some(Duration::from_nanos(
             u64::try_from(nanos).unwrap_or(u64::MAX),
         ))

@@ -207,12 +207,12 @@ pub fn assemble(
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
-        virtio.plug_in_disk("root", board::root_device(root)?)?;
+        virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?;
     }
     if let Some(disk) = files.disk {
-        virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
+        virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
-    mounts.plug_in(&mut virtio)?;
+    mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     let mut network_state = NetworkState::none();
     let mut net = None;

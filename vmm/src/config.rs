@@ -185,6 +185,8 @@ pub struct MachineConfig {
     pub exposed: Vec<String>,
     /// The most that goes through the network device, in each direction.
     pub net_rate: Option<Rate>,
+    /// The most that goes through each disk.
+    pub disk_rate: Option<Rate>,
     /// The network of the user's VMs that it is on.
     pub network: Option<String>,
     /// More names that it has there.
@@ -351,6 +353,7 @@ impl MachineConfig {
             publish_all: over.publish_all || self.publish_all,
             exposed: [self.exposed, over.exposed].concat(),
             net_rate: over.net_rate.or(self.net_rate),
+            disk_rate: over.disk_rate.or(self.disk_rate),
             network: over.network.or(self.network),
             network_alias: [self.network_alias, over.network_alias].concat(),
             egress: over.egress.or(self.egress),

@@ -180,7 +180,7 @@ pub struct Devices {
     pub shares: Vec<Share>,
     /// What keeps the volumes among these directories from being removed.
     pub holds: Vec<File>,
-    /// The network device, if there is one, and what serves it.
+    /// The network device, if there is one, and what serves it, which goes after the device.
     pub net: Option<NetDevice>,
 }
 
@@ -224,6 +224,9 @@ impl Machine {
             .transpose()?;
         let mut running = Running::new(self.vcpus.len());
         let end = self.run_until_end(&mut running);
+        if let Some(net) = &self.devices.net {
+            net.expect_end();
+        }
         running.gate.stop();
         running.kick();
         self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));

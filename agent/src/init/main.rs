@@ -14,6 +14,7 @@ mod child;
 mod console;
 mod control;
 mod copy;
+mod dhcp;
 mod end;
 mod ending;
 mod failure;

@@ -268,6 +268,21 @@ pub(crate) fn set_vsock_timeout(socket: BorrowedFd<'_>, seconds: u64) -> Result<
     unsafe { syscall(SETSOCKOPT, arguments) }.map(drop)
 }
 
+/// All that goes through `socket` goes through the interface `name`, socket(7).
+pub(crate) fn bind_to_interface(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    const SOL_SOCKET: usize = 1;
+    const SO_BINDTODEVICE: usize = 25;
+    let arguments = [
+        number(socket),
+        SOL_SOCKET,
+        SO_BINDTODEVICE,
+        name.as_ptr().addr(),
+        name.len(),
+    ];
+    // SAFETY: the name is as long as the last argument says, and is only read.
+    unsafe { syscall(SETSOCKOPT, arguments) }.map(drop)
+}
+
 /// A descriptor as an argument.
 fn number(fd: BorrowedFd<'_>) -> usize {
     usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX)

@@ -6,8 +6,9 @@ mod hosts;
 mod images;
 mod kernels;
 mod machine_files;
-mod vm_networks;
+mod networks;
 mod numbers;
+mod vm_networks;
 mod volumes;
 
 use std::fs;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     numbers::tests(&mut suite);
     volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
+    networks::tests(&mut suite);
     vm_networks::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);
     suite.test("a_failed_start_leaves_no_new_disk", no_new_disk);

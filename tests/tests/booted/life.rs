@@ -287,7 +287,7 @@ fn facts() -> Result<()> {
             && inspected["name"] == "box"
             && inspected["state"] == "running"
             && inspected["exit_code"].is_null()
-            && inspected["network"].is_null()
+            && inspected["network"]["mode"].is_string()
             && inspected["mounts"].is_array()
             && inspected["limits"]["memory"] == 128 << 20
             && inspected["limits"]["cpus"] == 2

@@ -9,6 +9,7 @@ mod exec;
 mod hardware;
 mod images;
 mod life;
+mod net;
 mod oci;
 mod parting;
 mod plain;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     life::tests(&mut suite);
+    net::tests(&mut suite);
     oci::tests(&mut suite);
     parting::tests(&mut suite);
     plain::tests(&mut suite);

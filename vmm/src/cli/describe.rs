@@ -4,6 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::control::Client;
+use crate::net::NetworkState;
 use crate::time::{now, rfc3339, rough};
 use crate::vms::{Record, State, Status, Vm};
 use crate::volume::VolumeSource;
@@ -20,6 +22,8 @@ pub struct Line {
     pub status: String,
     pub pid: Option<u32>,
     pub exit_code: Option<u8>,
+    /// As Docker shows them: `0.0.0.0:8080->80/tcp`. While it runs.
+    pub ports: Vec<String>,
 }
 
 impl Line {
@@ -34,8 +38,15 @@ impl Line {
             status: status(state, now()),
             pid: state.pid,
             exit_code: state.exit_code,
+            ports: ports(state),
         }
     }
+}
+
+fn ports(state: &State) -> Vec<String> {
+    let network = state.network.as_ref().filter(|_| !state.status.has_ended());
+    let ports = network.map_or(&[][..], |network| &network.ports);
+    ports.iter().map(ToString::to_string).collect()
 }
 
 /// What `inspect` tells.
@@ -54,8 +65,8 @@ pub struct Description {
     pub finished: Option<String>,
     pub command: Vec<String>,
     pub limits: Limits,
-    /// None yet: guests have no network.
-    pub network: Option<()>,
+    /// Its network as it was made the last time that it was started.
+    pub network: Option<NetworkDescription>,
     pub mounts: Vec<MountDescription>,
     pub disk: Option<DiskDescription>,
     pub restart: String,
@@ -65,6 +76,31 @@ pub struct Description {
     /// All of the machine's description, with the options' names.
     pub config: Value,
     pub dir: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct NetworkDescription {
+    #[serde(flatten)]
+    pub made: NetworkState,
+    /// The state of its link, while it runs and tells.
+    pub link: Option<LinkDescription>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LinkDescription {
+    pub up: bool,
+    /// Why it is down for good, if it is.
+    pub closed: Option<String>,
+}
+
+/// What the monitor says of the link; nothing if it does not answer.
+fn link(vm: &Vm) -> Option<LinkDescription> {
+    let stats = vm.control().and_then(Client::stats).ok()?;
+    let net = stats.net.into_iter().next()?;
+    Some(LinkDescription {
+        up: net.link_up,
+        closed: net.closed,
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +139,10 @@ impl Description {
                 memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
                 cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
             },
-            network: None,
+            network: state.network.clone().map(|made| {
+                let link = (!state.status.has_ended()).then(|| link(vm)).flatten();
+                NetworkDescription { made, link }
+            }),
             mounts: mounts(config),
             disk: disk(vm),
             restart: record.restart.to_string(),

@@ -59,7 +59,7 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, CliError> {
 }
 
 /// What people look for, in this order; the JSON form has the rest.
-const SHOWN: [&str; 18] = [
+const SHOWN: [&str; 19] = [
     "id",
     "name",
     "state",
@@ -72,6 +72,7 @@ const SHOWN: [&str; 18] = [
     "started",
     "finished",
     "limits",
+    "network",
     "mounts",
     "disk",
     "restart",

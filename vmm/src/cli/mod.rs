@@ -12,6 +12,7 @@ mod json;
 pub mod lifecycle;
 pub mod logs;
 pub mod network;
+pub mod port;
 pub mod process_args;
 pub mod ps;
 pub mod run;
@@ -108,6 +109,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// List the processes in a VM
     Top(top::TopArgs),
+    /// Tell where a VM's ports are reached
+    Port(port::PortArgs),
     /// Copy files into a running VM or out of one
     Cp(cp::CpArgs),
     /// Pull, import, list and remove images
@@ -170,6 +173,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
         Command::Network(command) => network::network(&command),
+        Command::Port(args) => port::port(&args),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Image(args) => image::image(&args, cli.global),

@@ -39,7 +39,9 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
         let line = |(vm, state): &(Vm, State)| Line::of(vm.record(), state);
         json::write(&mut out, &vms.iter().map(line).collect::<Vec<_>>())?;
     } else {
-        let head = ["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"];
+        let head = [
+            "ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS",
+        ];
         let rows: Vec<_> = vms.iter().map(|(vm, state)| row(vm, state)).collect();
         table::write(&mut out, &head, &rows)?;
     }
@@ -72,5 +74,6 @@ fn row(vm: &Vm, state: &State) -> Vec<String> {
         table::shortened(&command(record), 32),
         format!("{age} ago"),
         line.status,
+        line.ports.join(", "),
     ]
 }

@@ -107,6 +107,9 @@ pub struct RunArgs {
     /// Mount a file system in memory; can be given many times
     #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
     tmpfs: Vec<TmpfsSpec>,
+    /// The most that goes through each disk a second: bytes, requests, or both
+    #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = STORAGE)]
+    disk_rate: Option<Rate>,
     /// What the network device leads to: user (connections made by passt, which takes no right),
     /// tap[:NAME], bridge:NAME, or none; with ,mac=MAC and ,mtu=N, and for the middle two
     /// ,netns=NAME|PATH and ,queues=N [default: user]
@@ -241,6 +244,7 @@ impl RunArgs {
             publish_all: self.publish_all,
             exposed: Vec::new(),
             net_rate: self.net_rate,
+            disk_rate: self.disk_rate,
             network: self.network.clone(),
             network_alias: self.network_alias.clone(),
             egress: self.egress.clone(),

@@ -139,6 +139,7 @@ fn draw(entries: &[Entry], before: &Before) -> Result<Vec<u8>, CliError> {
         "MEM / LIMIT",
         "PRIVATE",
         "SHARED",
+        "NET IN / OUT",
         "DISK READ / WRITTEN",
         "EXITS",
     ];
@@ -153,6 +154,9 @@ fn row(entry: &Entry, before: &Before) -> Vec<String> {
     let sum = |count: fn(&crate::vm_stats::BlockStats) -> u64| {
         table::bytes(stats.block.iter().map(count).sum())
     };
+    let net = |count: fn(&crate::vm_stats::NetStats) -> u64| {
+        table::bytes(stats.net.iter().map(count).sum())
+    };
     vec![
         entry.id.clone(),
         entry.name.clone(),
@@ -164,6 +168,7 @@ fn row(entry: &Entry, before: &Before) -> Vec<String> {
         ),
         table::bytes(stats.memory.private),
         table::bytes(stats.memory.shared),
+        format!("{} / {}", net(|net| net.rx_bytes), net(|net| net.tx_bytes)),
         format!(
             "{} / {}",
             sum(|disk| disk.read_bytes),

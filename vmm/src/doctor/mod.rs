@@ -108,6 +108,13 @@ pub fn examine(dirs: &Dirs) -> Report {
         "e2fsprogs",
         "formats writable disks",
     ));
+    checks.push(check_program(
+        "passt",
+        "passt",
+        "connects guests to the network (--net user) and publishes their ports",
+    ));
+    checks.push(check_tun());
+    checks.push(check_vhost_net());
     checks.push(check_kernel(dirs));
     let can_run_guests = checks.iter().all(|check| check.status != Status::Fail);
     Report {
@@ -235,6 +242,49 @@ fn check_program(program: &'static str, package: &str, purpose: &str) -> Check {
             format!("not installed; it {purpose}"),
             format!("sudo apt install {package}"),
         ),
+    }
+}
+
+fn check_tun() -> Check {
+    const NAME: &str = "tun";
+    match open_device("/dev/net/tun") {
+        Ok(()) => Check::ok(NAME, "/dev/net/tun opens, for --net tap and bridge"),
+        Err(error) => Check::bad(
+            NAME,
+            Status::Warn,
+            format!(
+                "/dev/net/tun does not open ({error}): no --net tap or bridge; --net user works"
+            ),
+            device_fix(&error, "tun", "/dev/net/tun"),
+        ),
+    }
+}
+
+fn check_vhost_net() -> Check {
+    const NAME: &str = "vhost-net";
+    match open_device("/dev/vhost-net") {
+        Ok(()) => Check::ok(NAME, "/dev/vhost-net opens: the kernel serves tap devices"),
+        Err(error) => Check::bad(
+            NAME,
+            Status::Warn,
+            format!("/dev/vhost-net does not open ({error}): casita serves tap devices itself"),
+            device_fix(&error, "vhost_net", "/dev/vhost-net"),
+        ),
+    }
+}
+
+fn open_device(path: &str) -> std::io::Result<()> {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map(drop)
+}
+
+fn device_fix(error: &std::io::Error, module: &str, path: &str) -> String {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => format!("sudo setfacl -m u:$USER:rw {path}"),
+        _ => format!("sudo modprobe {module}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use casita_devices::token_bucket::Rate;
@@ -14,6 +15,7 @@ use casita_devices::virtio::net::{LinkState, MacAddress, Net, NetConfig, Traffic
 use super::NetError;
 use super::passt::{Passt, Watch};
 use super::tap::{Counters, Taken};
+use super::wall::Walled;
 
 const VHOST_NET: &str = "/dev/vhost-net";
 /// The device's name in logs and for people.
@@ -22,8 +24,8 @@ const NAME: &str = "net";
 /// What the device's frames go to.
 #[derive(Debug)]
 pub enum HostEnd {
-    /// A process of the user's.
-    Passt(Passt),
+    /// A process of the user's, and the gateways that it maps to the host's loopback.
+    Passt(Passt, Vec<IpAddr>),
     /// A tap device.
     Tap(Taken),
 }
@@ -51,7 +53,16 @@ pub struct NetDevice {
     pub counters: Option<Counters>,
     /// Whether it does.
     pub vhost: bool,
-    _watch: Option<Watch>,
+    watch: Option<Watch>,
+}
+
+impl NetDevice {
+    /// The machine is about to go: that its device loses its other end is no news.
+    pub fn expect_end(&self) {
+        if let Some(watch) = &self.watch {
+            watch.expect_end();
+        }
+    }
 }
 
 /// Puts what `wrap` decides on between the device and the host's end of it.
@@ -83,11 +94,12 @@ pub fn attach(
         None => Ok(backend),
     };
     match end {
-        HostEnd::Passt(passt) => {
+        HostEnd::Passt(passt, gateways) => {
             // The link is the device's, which needs the socket first: it is known when both are.
             let (socket, watching) = passt.into_parts();
             let stream = Stream::new(socket).map_err(host("use a socket"))?;
-            let net = Net::new(NAME, &config, vec![wrapped(Box::new(stream))?])?;
+            let walled = Walled::new(stream, gateways);
+            let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))?])?;
             let watch = watching.watch(net.link())?;
             Ok(with_handles(net, None, false, Some(watch)))
         }
@@ -122,7 +134,7 @@ fn with_handles(
         traffic: net.traffic(),
         counters: counters.filter(|_| vhost),
         vhost,
-        _watch: watch,
+        watch,
     };
     (net, device)
 }

@@ -14,6 +14,7 @@ pub mod spec;
 mod state;
 pub mod tap;
 mod user;
+mod wall;
 
 use std::net::IpAddr;
 
@@ -186,8 +187,14 @@ fn prepare_user(
         return Ok(None);
     }
     let mtu = spec.mtu.unwrap_or(Mtu::MAX);
-    // IPv6 does not run over links with a smaller MTU.
-    let interface = host::ipv6_interface().filter(|_| mtu >= Mtu::IPV6);
+    let narrow = mtu < Mtu::IPV6;
+    if let Some(ip) = config.ip.iter().find(|ip| narrow && ip.ip.is_ipv6()) {
+        let least = Mtu::IPV6;
+        return Err(NetError::Options(format!(
+            "IPv6 takes an MTU of {least} at least: leave out --ip {ip}"
+        )));
+    }
+    let interface = host::ipv6_interface().filter(|_| !narrow);
     let resolvers = host::resolvers();
     let ipv6 = interface.is_some();
     let mac = spec.mac.unwrap_or_else(|| identity.mac());
@@ -210,7 +217,12 @@ fn prepare_user(
         mtu,
         ipv6_interface: interface.as_deref(),
     };
-    let end = HostEnd::Passt(Passt::start(&setup, ports)?);
+    let gateways = if setup.maps_gateway(&ports) {
+        addresses.sides.iter().map(|side| side.gateway).collect()
+    } else {
+        Vec::new()
+    };
+    let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
     let mut guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),
@@ -356,7 +368,7 @@ impl Prepared {
     /// # Errors
     /// If that does not come, or the device can't be made.
     pub fn device(mut self) -> Result<(Net, NetDevice, NetworkState), NetError> {
-        if let (HostEnd::Passt(passt), Some(addresses)) = (&mut self.end, &self.awaited) {
+        if let (HostEnd::Passt(passt, _), Some(addresses)) = (&mut self.end, &self.awaited) {
             passt.wait_ready(self.settings.mac, addresses)?;
         }
         let (end, settings) = (self.end, self.settings);

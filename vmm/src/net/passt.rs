@@ -57,9 +57,18 @@ pub struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// Whether the gateway stands for the host's loopback. Answers of UDP to the host's own programs
+    /// go by that; those of TCP do not need it.
+    pub fn maps_gateway(&self, ports: &[Reserved]) -> bool {
+        ports.iter().any(|port| port.protocol == Protocol::Udp)
+    }
+
     fn arguments(&self, socket: i32, ports: &[Reserved]) -> Vec<String> {
         let mut words = Words::default();
-        words.add(&["--foreground", "--quiet", "--stderr", "--no-map-gw"]);
+        words.add(&["--foreground", "--quiet", "--stderr"]);
+        if !self.maps_gateway(ports) {
+            words.add(&["--no-map-gw"]);
+        }
         words.pair("--fd", socket);
         words.pair("--mtu", self.mtu);
         words.pair("--mac-addr", GATEWAY_MAC);
@@ -200,8 +209,9 @@ impl Passt {
     /// Sends a frame, and takes what comes until it is the answer to an ARP request.
     fn exchange(&self, request: &[u8]) -> io::Result<()> {
         let (mut socket, deadline) = (&self.socket, Instant::now() + PATIENCE);
-        socket.write_all(&(request.len() as u32).to_be_bytes())?;
-        socket.write_all(request)?;
+        // In one piece: a length that comes alone is lost on passt.
+        let len = (request.len() as u32).to_be_bytes();
+        socket.write_all(&[&len, request].concat())?;
         let mut frame = [0; 1 << 16];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -292,9 +302,16 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Watch {
+    /// Its end is no news from now on: the device is about to go, and with it the socket.
+    pub fn expect_end(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.wanted.store(true, Ordering::Release);
+        self.expect_end();
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(thread) = self.thread.take() {

@@ -39,6 +39,7 @@ use super::device::{
 use super::panic_relay;
 use super::queue::QueueState;
 use crate::event_loop::{EventLoop, EventLoopHandle, Registration};
+use crate::token_bucket::{Rate, Throttle, TokenBucket};
 
 /// The most queues of a disk.
 pub const MAX_QUEUES: u16 = 32;
@@ -62,6 +63,8 @@ pub struct BlockConfig {
     /// A thread of its own for each queue, instead of the thread that all devices share. Writes
     /// cost much less then, as the thread may wait for the host and need not hand them on.
     pub dedicated_thread: bool,
+    /// The most that goes through it, reads and writes together.
+    pub rate: Option<Rate>,
 }
 
 impl Default for BlockConfig {
@@ -73,6 +76,7 @@ impl Default for BlockConfig {
             serial: String::new(),
             engine: Engine::Auto,
             dedicated_thread: false,
+            rate: None,
         }
     }
 }
@@ -220,11 +224,19 @@ impl Block {
                 what: "its I/O engine cannot be started",
                 source,
             })?;
+        let throttle = activation.bucket.as_ref();
+        let throttle = throttle.map(|bucket| Throttle::new(Arc::clone(bucket)));
+        let throttle = throttle.transpose().map_err(|source| ActivateError::Io {
+            name: self.name.clone(),
+            what: "no timer is to be had",
+            source,
+        })?;
         let worker = Worker::new(
             started,
             backend,
             Arc::clone(disk),
             activation.notifier.clone(),
+            throttle,
         );
         let event_loop = |source| ActivateError::EventLoop {
             name: self.name.clone(),
@@ -255,6 +267,7 @@ impl Block {
 struct Shared {
     events: EventLoopHandle,
     notifier: super::device::DeviceNotifier,
+    bucket: Option<Arc<TokenBucket>>,
 }
 
 impl VirtioDevice for Block {
@@ -307,6 +320,7 @@ impl VirtioDevice for Block {
         let shared = Shared {
             events: activation.events,
             notifier: activation.notifier,
+            bucket: self.config.rate.as_ref().map(TokenBucket::new),
         };
         let mut running = Vec::with_capacity(activation.queues.len());
         for started in activation.queues {

@@ -12,12 +12,14 @@ use super::request::{Limits, Range, Request, RequestError, STATUS_LEN};
 use super::traffic::Traffic;
 use crate::event_loop::{Control, Handler, Interest, Source};
 use crate::rate_limit::RateLimit;
+use crate::token_bucket::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{DeviceNotifier, StartedQueue};
 use crate::virtio::queue::{Queue, QueueError, QueueState};
 
 const KICK: u32 = 0;
 const COMPLETION: u32 = 1;
+const TIMER: u32 = 2;
 
 /// So many requests are taken before those that have ended are made known to the driver.
 const BATCH: usize = 32;
@@ -80,6 +82,8 @@ pub struct Worker {
     limit: RateLimit,
     /// Requests were given back since the driver was last notified.
     unannounced: bool,
+    /// The limit to what goes through the disk.
+    throttle: Option<Throttle>,
     broken: bool,
 }
 
@@ -90,6 +94,7 @@ impl Worker {
         backend: Box<dyn Backend>,
         disk: Arc<Disk>,
         notifier: DeviceNotifier,
+        throttle: Option<Throttle>,
     ) -> Self {
         let size = started.queue.size();
         Self {
@@ -104,6 +109,7 @@ impl Worker {
             notifier,
             limit: RateLimit::new(),
             unannounced: false,
+            throttle,
             broken: false,
         }
     }
@@ -153,6 +159,10 @@ impl Worker {
             self.reap();
             self.submit();
             self.announce();
+            if self.throttle.as_ref().is_some_and(Throttle::is_waiting) {
+                // Its timer brings the worker back here.
+                return Ok(());
+            }
             if self.free.is_empty() {
                 // The next completion brings the worker back here.
                 return Ok(());
@@ -168,7 +178,7 @@ impl Worker {
     /// Starts up to [`BATCH`] requests and returns how many.
     fn take_batch(&mut self) -> Result<usize, QueueError> {
         for taken in 0..BATCH {
-            if self.broken || self.free.is_empty() {
+            if self.broken || self.free.is_empty() || !self.may_start() {
                 return Ok(taken);
             }
             match self.queue.pop()? {
@@ -179,11 +189,21 @@ impl Worker {
         Ok(BATCH)
     }
 
+    fn may_start(&mut self) -> bool {
+        self.throttle.as_mut().is_none_or(Throttle::may_start)
+    }
+
     fn begin(&mut self, chain: Chain) {
         let memory = Arc::clone(self.queue.memory());
         let request = match Request::read(&chain, &memory, &self.disk.limits) {
-            Ok(request) => request,
-            Err(error) => return self.refuse(chain, &error),
+            Ok(request) => {
+                self.charge(&request);
+                request
+            }
+            Err(error) => {
+                self.charge(&Request::Flush);
+                return self.refuse(chain, &error);
+            }
         };
         if let Request::GetId { len } = request {
             let len = SERIAL_LEN.min(len as usize);
@@ -218,6 +238,16 @@ impl Worker {
             operation,
             buffers,
         });
+    }
+
+    /// A request costs its bytes, if it moves some, and one operation in any case.
+    fn charge(&self, request: &Request) {
+        if let Some(throttle) = &self.throttle {
+            throttle.charge(match request {
+                Request::Read { len, .. } | Request::Write { len, .. } => u64::from(*len),
+                _ => 0,
+            });
+        }
     }
 
     /// The operation that carries a request on from `done`, or `None` if nothing is left to do.
@@ -438,15 +468,22 @@ impl Handler for Worker {
         if let Some(fd) = self.backend.completion_event() {
             sources.push(source(fd, COMPLETION));
         }
+        if let Some(throttle) = &self.throttle {
+            sources.push(source(throttle.as_raw_fd(), TIMER));
+        }
         sources
     }
 
     fn ready(&mut self, token: u32, _control: &mut Control<'_>) {
-        if token == COMPLETION {
-            self.backend.acknowledge();
-        } else {
+        match token {
+            COMPLETION => self.backend.acknowledge(),
+            TIMER => {
+                if let Some(throttle) = &mut self.throttle {
+                    throttle.expired();
+                }
+            }
             // Nothing to take is fine: the ring is looked at all the same.
-            let _ = self.kick.read();
+            _ => drop(self.kick.read()),
         }
         self.process();
     }

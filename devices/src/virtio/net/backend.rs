@@ -8,6 +8,8 @@ use std::io;
 use std::ops::{BitAnd, BitOr};
 use std::os::fd::BorrowedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::header::VnetHeader;
 use super::pieces::{Pieces, PiecesMut};
 
@@ -316,4 +318,14 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
         (**self).receive(landing)
     }
+}
+
+/// Whether a back end's descriptor has an error, or its other end has gone.
+pub(super) fn has_ended(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&at_once)).is_ok_and(|count| count > 0)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Backend, Landing, Offloads, Received, Sent};
+use super::backend::{Backend, Landing, Offloads, Received, Sent, has_ended};
 use super::pieces::PiecesMut;
 use super::rx::{self, Receiver};
 use super::shared::Shared;
@@ -203,8 +203,7 @@ impl Pair {
         self.closed = true;
     }
 
-    /// The back end's descriptor reports something while nothing is wanted of it: that its other end has
-    /// gone. What it still has is for nobody.
+    /// Its other end has gone while nothing is wanted of the back end. What it still has is for nobody.
     fn find_end(&mut self) {
         for _ in 0..MAX_LEFTOVERS {
             let mut nowhere = Landing::new(&mut [], PiecesMut::of_bytes(&mut []));
@@ -226,8 +225,8 @@ impl Pair {
             (true, true) => Some(Interest::READ | Interest::WRITE),
             (true, false) => Some(Interest::READ),
             (false, true) => Some(Interest::WRITE),
-            // To notice when the other end goes.
-            (false, false) => Some(Interest::HANG_UP),
+            // To notice when the other end goes, of which a tap device tells as of a frame.
+            (false, false) => Some(Interest::NEWS),
         };
         let fd = self.backend.fd().as_raw_fd();
         let source = |interest| Source {
@@ -332,7 +331,10 @@ impl Handler for Pair {
         {
             return self.fail(&format_args!("the back end refuses its offloads: {error}"));
         }
-        if token == BACKEND && !self.closed && self.watched == Some(Interest::HANG_UP) {
+        if token == BACKEND && self.watched == Some(Interest::NEWS) {
+            if !has_ended(self.backend.fd()) {
+                return;
+            }
             self.find_end();
         }
         match self.serve(token) {

@@ -333,3 +333,6 @@ impl Backend for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,15 +7,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::backend::{Backend, Offloads};
+use super::backend::{Backend, Offloads, has_ended};
 use super::layout::F_MRG_RXBUF;
 use super::shared::Shared;
 use super::tap::Tap;
@@ -265,7 +269,11 @@ pub(super) struct LentQueue {
 
 const POKE: u32 = 0;
 const ERROR: u32 = 1;
-const TAP: u32 = 2;
+const TIMER: u32 = 2;
+
+/// Seconds between two looks at the tap device. The kernel tells of its end as of each frame, which is
+/// not to wake anybody here.
+const LOOK_EVERY: i64 = 2;
 
 /// The worker of a pair while the kernel serves it.
 pub(super) struct Lender {
@@ -276,6 +284,7 @@ pub(super) struct Lender {
     shared: Arc<Shared>,
     poke: EventFd,
     error: EventFd,
+    timer: OwnedFd,
     connected: bool,
     to_guest: Offloads,
     /// The kernel has their addresses for as long as this lives.
@@ -302,8 +311,9 @@ impl Lender {
         (interrupt, poke): (&EventFd, EventFd),
     ) -> Result<Self, (VhostPair, VhostError)> {
         let refused = |what| move |source| VhostError::Refused { what, source };
-        let mut start = || -> Result<EventFd, VhostError> {
+        let mut start = || -> Result<(EventFd, OwnedFd), VhostError> {
             let error = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(refused("an eventfd"))?;
+            let timer = timer().map_err(refused("a timer"))?;
             pair.start(shared.features, memory)?;
             for (ring, queue) in (0..).zip(&queues) {
                 pair.start_ring(ring, queue, memory, interrupt, &error)?;
@@ -311,10 +321,10 @@ impl Lender {
             let offloads = shared.to_guest();
             let set = pair.tap.set_offloads(offloads);
             set.map_err(refused("the tap device's offloads"))?;
-            Ok(error)
+            Ok((error, timer))
         };
         match start() {
-            Ok(error) => Ok(Self {
+            Ok((error, timer)) => Ok(Self {
                 index,
                 pair,
                 queues,
@@ -322,6 +332,7 @@ impl Lender {
                 shared: Arc::clone(shared),
                 poke,
                 error,
+                timer,
                 connected: false,
                 _memory: Arc::clone(memory),
             }),
@@ -384,40 +395,49 @@ impl Lender {
         }
     }
 
-    fn check_tap(&mut self, control: &mut Control<'_>) {
-        // Only its end is waited for.
-        let gone = io::Error::from_raw_os_error(libc::ENODEV);
-        self.shared.closed(&gone);
-        let _ = control.disable(self.tap_source());
-        if let Err(error) = self.look() {
-            self.shared.notifier.warn(&error);
-        }
-    }
-
-    fn tap_source(&self) -> Source {
-        Source {
-            fd: self.pair.tap.fd().as_raw_fd(),
-            token: TAP,
-            interest: Interest::HANG_UP,
+    fn check_tap(&mut self) {
+        // A timer that has not fired is no harm.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        if self.shared.link.closed().is_none() && has_ended(self.pair.tap.fd()) {
+            let gone = io::Error::from_raw_os_error(libc::ENODEV);
+            self.shared.closed(&gone);
+            if let Err(error) = self.look() {
+                self.shared.notifier.warn(&error);
+            }
         }
     }
 }
 
+fn timer() -> io::Result<OwnedFd> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+    let period = Timespec {
+        tv_sec: LOOK_EVERY,
+        tv_nsec: 0,
+    };
+    let time = Itimerspec {
+        it_interval: period,
+        it_value: period,
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &time)?;
+    Ok(timer)
+}
+
 impl Handler for Lender {
     fn sources(&self) -> Vec<Source> {
-        let source = |event: &EventFd, token| Source {
-            fd: event.as_raw_fd(),
+        let source = |fd, token| Source {
+            fd,
             token,
             interest: Interest::READ,
         };
         vec![
-            source(&self.poke, POKE),
-            source(&self.error, ERROR),
-            self.tap_source(),
+            source(self.poke.as_raw_fd(), POKE),
+            source(self.error.as_raw_fd(), ERROR),
+            source(self.timer.as_raw_fd(), TIMER),
         ]
     }
 
-    fn ready(&mut self, token: u32, control: &mut Control<'_>) {
+    fn ready(&mut self, token: u32, _control: &mut Control<'_>) {
         match token {
             POKE => {
                 // A poke that is not there any more is no harm.
@@ -431,7 +451,7 @@ impl Handler for Lender {
                 let why = "the kernel cannot go on with a queue";
                 self.shared.notifier.needs_reset(&why);
             }
-            _ => self.check_tap(control),
+            _ => self.check_tap(),
         }
     }
 }

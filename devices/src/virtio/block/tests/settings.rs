@@ -204,3 +204,28 @@ fn a_state_of_another_disk_is_refused() {
     let refused = block.restore(&other);
     assert!(matches!(refused, Err(RestoreError::WrongDevice { .. })));
 }
+
+#[test]
+fn requests_pass_at_the_rate_and_none_is_lost() {
+    for engine in engines() {
+        let bytes = pattern(1 << 16);
+        let config = BlockConfig {
+            rate: Some("1M,burst=512,ops=400,ops-burst=1".parse().unwrap()),
+            queues: 2,
+            ..with_engine(engine)
+        };
+        let mut rig = Rig::new(block(&file_with(&bytes), &config));
+        rig.driver.start(ALL);
+        for sector in 0..10 {
+            let queue = (sector % 2) as u16;
+            rig.driver
+                .send(queue, &[&header(TYPE_IN, sector)], &[512, 1]);
+            rig.driver.kick(queue);
+        }
+        for queue in 0..2 {
+            for used in rig.driver.wait_used(queue, 5) {
+                assert_eq!(used.data[512], OK, "{engine:?}");
+            }
+        }
+    }
+}
