@@ -14,6 +14,7 @@ pub mod spec;
 mod state;
 pub mod tap;
 mod user;
+mod wall;
 
 use std::net::IpAddr;
 
@@ -216,7 +217,12 @@ fn prepare_user(
         mtu,
         ipv6_interface: interface.as_deref(),
     };
-    let end = HostEnd::Passt(Passt::start(&setup, ports)?);
+    let gateways = if setup.maps_gateway(&ports) {
+        addresses.sides.iter().map(|side| side.gateway).collect()
+    } else {
+        Vec::new()
+    };
+    let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
     let mut guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),
@@ -362,7 +368,7 @@ impl Prepared {
     /// # Errors
     /// If that does not come, or the device can't be made.
     pub fn device(mut self) -> Result<(Net, NetDevice, NetworkState), NetError> {
-        if let (HostEnd::Passt(passt), Some(addresses)) = (&mut self.end, &self.awaited) {
+        if let (HostEnd::Passt(passt, _), Some(addresses)) = (&mut self.end, &self.awaited) {
             passt.wait_ready(self.settings.mac, addresses)?;
         }
         let (end, settings) = (self.end, self.settings);

@@ -57,9 +57,18 @@ pub struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// Whether the gateway stands for the host's loopback. Answers of UDP to the host's own programs
+    /// go by that; those of TCP do not need it.
+    pub fn maps_gateway(&self, ports: &[Reserved]) -> bool {
+        ports.iter().any(|port| port.protocol == Protocol::Udp)
+    }
+
     fn arguments(&self, socket: i32, ports: &[Reserved]) -> Vec<String> {
         let mut words = Words::default();
-        words.add(&["--foreground", "--quiet", "--stderr", "--no-map-gw"]);
+        words.add(&["--foreground", "--quiet", "--stderr"]);
+        if !self.maps_gateway(ports) {
+            words.add(&["--no-map-gw"]);
+        }
         words.pair("--fd", socket);
         words.pair("--mtu", self.mtu);
         words.pair("--mac-addr", GATEWAY_MAC);
