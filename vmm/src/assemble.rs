@@ -39,7 +39,7 @@ use crate::kvm::{self, entry, msr};
 use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError};
-use crate::net::{self, Identity, NetError, NetworkState};
+use crate::net::{self, Identity, NetDevice, NetError, NetworkState};
 use crate::rootfs::RootfsError;
 use crate::share::ShareError;
 use crate::stats::RunStats;
@@ -186,11 +186,8 @@ pub fn assemble(
     let key = link::new_key()?;
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
     let boot_mode = config.boot.unwrap_or_default();
-    let cmdline = {
-        let plain = told.filter(|_| boot_mode == BootMode::Plain);
-        let ip = plain.and_then(|network| network.kernel_ip.as_deref());
-        guest::cmdline(config, files.root.is_some(), ip)?
-    };
+    let kernel_ip = told.and_then(|network| network.kernel_ip.as_deref());
+    let cmdline = guest::cmdline(config, files.root.is_some(), kernel_ip)?;
     let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
     raise_descriptor_limit();
@@ -214,13 +211,7 @@ pub fn assemble(
     }
     mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
-    let mut network_state = NetworkState::none();
-    let mut net = None;
-    if let Some(network) = network {
-        let (device, handles, state) = network.device(None)?;
-        virtio.plug_in(Box::new(device))?;
-        (net, network_state) = (Some(handles), state);
-    }
+    let (net, network_state) = plug_in_network(&mut virtio, network)?;
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {
         let vsock = board::vsock_device(config.vsock.as_deref())?;
@@ -283,6 +274,19 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// The device of the guest's network, if it has one.
+fn plug_in_network(
+    virtio: &mut VirtioBoard<'_>,
+    network: Option<net::Prepared>,
+) -> Result<(Option<NetDevice>, NetworkState), AssembleError> {
+    let Some(network) = network else {
+        return Ok((None, NetworkState::none()));
+    };
+    let (device, handles, state) = network.device(None)?;
+    virtio.plug_in(Box::new(device))?;
+    Ok((Some(handles), state))
 }
 
 /// Each process in the guest has several sockets here. Where the limit can't be raised, fewer run.

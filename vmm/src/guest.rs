@@ -26,7 +26,7 @@ const PANIC: &str = "panic=-1";
 const AGENT_BOOT: &str = "quiet loglevel=3 tsc=reliable no_timer_check";
 
 /// The kernel's command line for `config`, whose root image is attached if `root` is true, and whose
-/// network it sets up itself as `ip` says.
+/// network it sets up itself, in a plain boot, as `ip` says.
 ///
 /// # Errors
 /// If the user's part has a NUL or is too long.
@@ -51,7 +51,8 @@ pub fn cmdline(
         }
         BootMode::Plain => {}
     }
-    if let Some(ip) = ip.filter(|_| !says("ip=")) {
+    let plain = config.boot == Some(BootMode::Plain);
+    if let Some(ip) = ip.filter(|_| plain && !says("ip=")) {
         line.push(ip)?;
     }
     line.push(own)?;

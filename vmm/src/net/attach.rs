@@ -69,7 +69,7 @@ impl NetDevice {
 ///
 /// Everything that is to look at frames, or to keep some back, goes in here: it is the one place that
 /// all back ends pass. What wraps anything must see all frames, so there is no vhost-net then.
-pub type Wrap<'a> = &'a dyn Fn(Box<dyn Backend>) -> Box<dyn Backend>;
+pub type Wrap<'a> = &'a mut dyn FnMut(Box<dyn Backend>) -> Result<Box<dyn Backend>, NetError>;
 
 /// Makes the device.
 ///
@@ -87,9 +87,11 @@ pub fn attach(
         dedicated_thread: true,
         ..NetConfig::new(settings.mac)
     };
-    let wrapped = |backend: Box<dyn Backend>| match wrap {
+    let free = wrap.is_none() && settings.rate.is_none();
+    let mut wrap = wrap;
+    let mut wrapped = |backend: Box<dyn Backend>| match &mut wrap {
         Some(wrap) => wrap(backend),
-        None => backend,
+        None => Ok(backend),
     };
     match end {
         HostEnd::Passt(passt, gateways) => {
@@ -97,25 +99,23 @@ pub fn attach(
             let (socket, watching) = passt.into_parts();
             let stream = Stream::new(socket).map_err(host("use a socket"))?;
             let walled = Walled::new(stream, gateways);
-            let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))])?;
+            let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))?])?;
             let watch = watching.watch(net.link())?;
             Ok(with_handles(net, None, false, Some(watch)))
         }
         HostEnd::Tap(tap) => {
-            let free = wrap.is_none() && settings.rate.is_none();
             let kernel = if free {
                 with_vhost(&config, &tap)?
             } else {
                 None
             };
             let vhost = kernel.is_some();
-            let net = match kernel {
-                Some(net) => net,
-                None => {
-                    let taps = tap.queues.into_iter().map(open_tap);
-                    let ends = taps.map(|tap| tap.map(|tap| wrapped(Box::new(tap))));
-                    Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
-                }
+            let net = if let Some(net) = kernel {
+                net
+            } else {
+                let taps = tap.queues.into_iter().map(open_tap);
+                let ends = taps.map(|tap| wrapped(Box::new(tap?)));
+                Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
             };
             Ok(with_handles(net, Some(tap.counters), vhost, None))
         }
