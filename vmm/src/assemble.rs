@@ -40,7 +40,7 @@ use crate::kvm::{self, entry, msr};
 use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError, Sharing};
-use crate::net::{self, Identity, NetError, NetworkState};
+use crate::net::{self, Identity, NetDevice, NetError, NetworkState};
 use crate::rootfs::{RootDevice, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
@@ -189,11 +189,8 @@ pub fn assemble(
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
     let boot_mode = config.boot.unwrap_or_default();
     let root_device = files.root.as_ref().map(|_| files.root_device);
-    let cmdline = {
-        let plain = told.filter(|_| boot_mode == BootMode::Plain);
-        let ip = plain.and_then(|network| network.kernel_ip.as_deref());
-        guest::cmdline(config, root_device, ip)?
-    };
+    let kernel_ip = told.and_then(|network| network.kernel_ip.as_deref());
+    let cmdline = guest::cmdline(config, root_device, kernel_ip)?;
     let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
     raise_descriptor_limit();
@@ -234,13 +231,7 @@ pub fn assemble(
     }
     mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
-    let mut network_state = NetworkState::none();
-    let mut net = None;
-    if let Some(network) = network {
-        let (device, handles, state) = network.device()?;
-        virtio.plug_in(Box::new(device))?;
-        (net, network_state) = (Some(handles), state);
-    }
+    let (net, network_state) = plug_in_network(&mut virtio, network)?;
     if config.balloon.unwrap_or(true) {
         let owner = Arc::new(vm.ram().clone());
         virtio.plug_in(Box::new(Balloon::new("balloon", owner)))?;
@@ -307,6 +298,19 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// The device of the guest's network, if it has one.
+fn plug_in_network(
+    virtio: &mut VirtioBoard<'_>,
+    network: Option<net::Prepared>,
+) -> Result<(Option<NetDevice>, NetworkState), AssembleError> {
+    let Some(network) = network else {
+        return Ok((None, NetworkState::none()));
+    };
+    let (device, handles, state) = network.device()?;
+    virtio.plug_in(Box::new(device))?;
+    Ok((Some(handles), state))
 }
 
 /// Each process in the guest has several sockets here. Where the limit can't be raised, fewer run.

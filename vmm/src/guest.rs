@@ -43,7 +43,7 @@ const AGENT_BOOT: &str = "quiet loglevel=3 tsc=reliable no_timer_check \
     initcall_blacklist=slab_late_init,param_sysfs_builtin_init page_reporting.page_reporting_order=4";
 
 /// The kernel's command line for `config`, whose root image is attached as `root`, if it has one, and
-/// whose network it sets up itself as `ip` says.
+/// whose network it sets up itself, in a plain boot, as `ip` says.
 ///
 /// # Errors
 /// If the user's part has a NUL or is too long.
@@ -75,7 +75,8 @@ pub fn cmdline(
         },
         BootMode::Plain => {}
     }
-    if let Some(ip) = ip.filter(|_| !says("ip=")) {
+    let plain = config.boot == Some(BootMode::Plain);
+    if let Some(ip) = ip.filter(|_| plain && !says("ip=")) {
         line.push(ip)?;
     }
     line.push(own)?;

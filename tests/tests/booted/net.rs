@@ -21,9 +21,10 @@ use crate::{sh, vm};
 
 pub fn tests(suite: &mut Suite) {
     let passt = || machine::lacks("passt", "passt");
-    let links = || match machine::is_root() {
-        true => machine::lacks("ip", "iproute2"),
-        false => Some("needs root, to make network interfaces".to_owned()),
+    let links = || {
+        let missing = "needs root, to make network interfaces";
+        let user = (!machine::is_root()).then(|| missing.to_owned());
+        user.or_else(|| machine::lacks("ip", "iproute2"))
     };
     let tap = || links().or_else(|| machine::lacks_file("/dev/net/tun".as_ref()));
     let both = || passt().or_else(links);
@@ -279,7 +280,7 @@ fn no_request_is_lost(clients: usize, words: &[&str], body: &str) -> Result<()> 
                 })
             })
             .collect();
-        let lost = clients.into_iter().map(|client| client.join());
+        let lost = clients.into_iter().map(thread::ScopedJoinHandle::join);
         lost.flat_map(Result::unwrap_or_default).collect::<Vec<_>>()
     });
     ensure!(
@@ -487,10 +488,8 @@ fn tap_works() -> Result<()> {
     vm.casita("stop", &["-t", "0"]).finish()?.expect(0)?;
     // One that was made for a VM goes with it.
     until(|| {
-        Ok(ensure!(
-            !fs::exists("/sys/class/net/cst0")?,
-            "cst0 is still there"
-        ))
+        ensure!(!fs::exists("/sys/class/net/cst0")?, "cst0 is still there");
+        Ok(())
     })
 }
 

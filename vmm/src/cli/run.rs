@@ -53,6 +53,7 @@ Examples:
   casita run -m 1G -c 2 -- uname -a            a command in the built-in image
   casita run --name db --disk 10G -- sh        a disk that is kept
   casita run --kernel vmlinuz --rootfs debian.iso --boot plain")]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct RunArgs {
     /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
     /// [default: the image's command, or a shell]

@@ -110,13 +110,12 @@ pub fn attach(
                 None
             };
             let vhost = kernel.is_some();
-            let net = match kernel {
-                Some(net) => net,
-                None => {
-                    let taps = tap.queues.into_iter().map(open_tap);
-                    let ends = taps.map(|tap| wrapped(Box::new(tap?)));
-                    Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
-                }
+            let net = if let Some(net) = kernel {
+                net
+            } else {
+                let taps = tap.queues.into_iter().map(open_tap);
+                let ends = taps.map(|tap| wrapped(Box::new(tap?)));
+                Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
             };
             Ok(with_handles(net, Some(tap.counters), vhost, None))
         }

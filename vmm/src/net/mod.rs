@@ -16,6 +16,7 @@ pub mod tap;
 mod user;
 mod wall;
 
+use std::fmt::Write;
 use std::net::IpAddr;
 
 use casita_agent::spec::{Address, Network};
@@ -401,7 +402,8 @@ fn kernel_ip(config: &MachineConfig, guest: &Network) -> Option<String> {
     let gateway = gateway.map_or_else(String::new, |ip| ip.to_string());
     let mut text = format!("ip={ip}::{gateway}:{mask}:{}:eth0:off", config.hostname());
     for server in guest.dns.iter().filter_map(v4).take(2) {
-        text.push_str(&format!(":{server}"));
+        // A string takes all that is written to it.
+        let _ = write!(text, ":{server}");
     }
     Some(text)
 }

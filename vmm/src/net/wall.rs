@@ -167,8 +167,9 @@ impl Packet {
         };
         let protocol = *packet.get(9)?;
         let header = usize::from(packet.first()? & 0xf) * 4;
-        // More fragments, or an offset.
-        let whole = packet.get(6)? & 0x3f == 0 && *packet.get(7)? == 0;
+        let fragment = u16::from_be_bytes(*packet.get(6..)?.first_chunk()?);
+        // Neither an offset nor more of them, whatever the two bits before say.
+        let whole = fragment << 2 == 0;
         Some(Self {
             source: address(12)?,
             destination: address(16)?,
