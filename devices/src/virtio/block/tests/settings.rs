@@ -224,7 +224,7 @@ fn requests_pass_at_the_rate_and_none_is_lost() {
         }
         for queue in 0..2 {
             for used in rig.driver.wait_used(queue, 5) {
-                assert_eq!(used.data[512], OK, "{engine:?}");
+                assert_eq!(used.data[512], Status::Ok as u8, "{engine:?}");
             }
         }
     }
