@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
+    if var("PROFILE") == "release" {
+        // Cargo forgets the profile's `strip` for packages with an optimization level of their own.
+        println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
+    }
     let workspace = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("..");
     for source in [
         "agent/src",

@@ -61,5 +61,19 @@ pub fn build(agent: &[u8], spec: &GuestSpec) -> Result<Vec<u8>, SpecError> {
     archive.finish().ok_or_else(too_long)
 }
 
+/// An initial RAM file system with nothing but `init` as its first program, for guests without an
+/// agent; `None` when that is longer than the format allows.
+pub fn with_init(init: &[u8]) -> Option<Vec<u8>> {
+    let mut archive = Archive::with_capacity(init.len() + 4096);
+    archive.add(
+        "init",
+        &Entry::File {
+            mode: 0o755,
+            data: init,
+        },
+    )?;
+    archive.finish()
+}
+
 #[cfg(test)]
 mod tests;

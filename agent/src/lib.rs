@@ -20,6 +20,9 @@ pub mod copy;
 mod cpio;
 pub mod dhcp;
 pub mod errno;
+#[cfg(feature = "files")]
+pub mod find;
+pub mod group;
 pub mod hosts;
 pub mod initrd;
 pub mod mounts;

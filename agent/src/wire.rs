@@ -22,7 +22,7 @@ pub const PORT: u32 = 0x6361_7369;
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 6] = *b"CASITA";
 /// The version of all that follows.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The longest frame, in bytes without its length.
 pub const MAX_FRAME: usize = 1 << 20;
 /// The most processes that the host starts at a time.
@@ -195,6 +195,7 @@ impl FrameReader {
 
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum HostMessage {
     /// Start a process. Answered by `Started` or `Failed`.
     Start(Start),
@@ -252,6 +253,9 @@ pub enum Program {
     /// The agent itself, as a tar archive's reader: standard input is unpacked below this
     /// directory.
     CopyIn(Vec<u8>),
+    /// The agent itself, as a shell that expands a pattern: the paths that match this absolute one
+    /// go to standard output, each with a NUL behind it.
+    Find(Vec<u8>),
 }
 
 /// A process as container runtimes describe one.
@@ -271,6 +275,44 @@ pub struct ProcessSpec {
     pub terminal: Option<WindowSize>,
     /// Resource limits, setrlimit(2).
     pub limits: Vec<Limit>,
+    /// Puts it, and all that it starts, into a control group of its own: the host is told what the
+    /// group uses and when it meets a limit, and what is left of it ends with the process.
+    pub group: Option<GroupLimits>,
+}
+
+/// What a control group may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLimits {
+    /// Memory, in bytes.
+    pub memory: u64,
+    /// Processes and threads at a time.
+    pub processes: u32,
+}
+
+/// A limit of a control group's, or of the machine that it has for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupLimit {
+    /// [`GroupLimits::memory`]: the kernel has ended a process for want of it.
+    Memory,
+    /// [`GroupLimits::processes`]: a process could not be made.
+    Processes,
+    /// The disk is full.
+    Disk,
+}
+
+/// What a control group has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GroupUsage {
+    /// CPU time of its programs, in microseconds.
+    pub user_us: u64,
+    /// CPU time of the kernel for them.
+    pub system_us: u64,
+    /// The most memory at a time, in bytes.
+    pub memory_peak: u64,
+    /// The most processes and threads at a time.
+    pub processes_peak: u64,
+    /// What it has added to the disk and not removed, in bytes.
+    pub disk: u64,
 }
 
 /// A resource limit.
@@ -304,6 +346,20 @@ pub enum AgentMessage {
         status: u8,
         /// One line for people.
         message: String,
+    },
+    /// The process's group has met a limit. Told once for each limit, before the process's end.
+    Exceeded {
+        /// Which process.
+        id: u32,
+        /// Which limit.
+        limit: GroupLimit,
+    },
+    /// What the process's group has used. Told before the process's end.
+    Used {
+        /// Which process.
+        id: u32,
+        /// What.
+        usage: GroupUsage,
     },
     /// The process has ended, and what it wrote has been handed to its streams, whose ends follow.
     Exited {

@@ -3,6 +3,7 @@
 
 pub mod bus;
 pub mod event_loop;
+pub mod first_time;
 pub mod interrupt;
 pub mod power;
 pub mod rate_limit;

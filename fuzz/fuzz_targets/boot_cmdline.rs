@@ -1,30 +1,3 @@
-//! Command lines of any parts hold what was pushed, end in one NUL, and keep to every maximum.
 #![no_main]
 
-use casita_boot::Cmdline;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|input: (Vec<Vec<u8>>, u16)| {
-    let (parts, max) = input;
-    let mut line = Cmdline::default();
-    let mut expected: Vec<u8> = Vec::new();
-    for part in &parts {
-        let pushed = line.push(part);
-        assert!(!(pushed.is_ok() && part.contains(&0)));
-        if pushed.is_ok() && !part.is_empty() {
-            if !expected.is_empty() {
-                expected.push(b' ');
-            }
-            expected.extend(part);
-        }
-        assert_eq!(line.as_bytes(), expected);
-    }
-    let max = usize::from(max);
-    match line.to_guest_bytes(max) {
-        Ok(bytes) => {
-            assert!(bytes.len() <= max + 1);
-            assert_eq!(bytes.split_last(), Some((&0, &expected[..])));
-        }
-        Err(_) => assert!(expected.len() > max),
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| casita_fuzz::boot_cmdline::run(data));

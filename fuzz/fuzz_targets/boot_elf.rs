@@ -1,15 +1,3 @@
-//! An ELF file with any headers is refused or planned safely.
 #![no_main]
 
-use casita_boot::Cmdline;
-use casita_fuzz::boot::plan_kernel;
-use libfuzzer_sys::fuzz_target;
-
-/// 64 bits, little-endian, an executable for x86-64, program headers of the right size.
-const MAGIC: &[(usize, &[u8])] = &[
-    (0, b"\x7fELF\x02\x01\x01"),
-    (16, &[2, 0, 62, 0]),
-    (54, &[56, 0]),
-];
-
-fuzz_target!(|data: &[u8]| plan_kernel(data, MAGIC, &Cmdline::default()));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| casita_fuzz::boot_elf::run(data));

@@ -3,11 +3,13 @@
 //!
 //! Every wait has a deadline, and whatever fails says what the program and its guest had written.
 
+pub mod attacker;
 pub mod image;
 pub mod kernel;
 pub mod machine;
 pub mod oci;
 pub mod place;
+pub mod proc;
 pub mod run;
 pub mod suite;
 pub mod terminal;

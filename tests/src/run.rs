@@ -303,6 +303,21 @@ impl Running {
         Ok(())
     }
 
+    /// Waits until it has written `text` so many times.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn wait_for_times(&self, text: &str, times: usize) -> Result<()> {
+        let mut from = 0;
+        for _ in 0..times {
+            from = self
+                .said
+                .wait_for(text, from)
+                .with_context(|| self.what.clone())?;
+        }
+        Ok(())
+    }
+
     /// Writes to its standard input.
     ///
     /// # Errors

@@ -173,13 +173,14 @@ pub fn assemble(
     around: Surroundings<'_>,
 ) -> Result<Machine, AssembleError> {
     let mut stats = around.stats;
+    stats.stage("config-read", monotonic_ns());
     let kvm = kvm::open()?;
     if around.check_kvm {
         doctor::require_usable(&kvm, around.dirs).map_err(AssembleError::Unusable)?;
     }
     stats.stage("kvm-opened", monotonic_ns());
 
-    let network = net::prepare(config, &around.identity)?;
+    let network = net::prepare(config, &around.identity, around.dirs)?;
     let told = network.as_ref();
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
@@ -207,17 +208,17 @@ pub fn assemble(
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     if let Some(root) = files.root {
-        virtio.plug_in_disk("root", board::root_device(root)?)?;
+        virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?;
     }
     if let Some(disk) = files.disk {
-        virtio.plug_in_disk("disk", board::disk_device(disk)?)?;
+        virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
-    mounts.plug_in(&mut virtio)?;
+    mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
     let mut network_state = NetworkState::none();
     let mut net = None;
     if let Some(network) = network {
-        let (device, handles, state) = network.device(None)?;
+        let (device, handles, state) = network.device()?;
         virtio.plug_in(Box::new(device))?;
         (net, network_state) = (Some(handles), state);
     }

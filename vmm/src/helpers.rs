@@ -10,6 +10,9 @@ pub const IMAGE: &str = "casita-image";
 /// Serves a directory of the host to a guest.
 pub const FS: &str = "casita-fs";
 
+/// Measures VMs beside containers.
+pub const BENCH: &str = "casita-bench";
+
 /// Names the folder with the programs, where they are not beside this one.
 const LIBEXEC: &str = "CASITA_LIBEXEC";
 

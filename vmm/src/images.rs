@@ -5,13 +5,15 @@ use std::process::{Command, Stdio};
 
 use casita_images::{Digest, Image, Reference, ReferenceError, Store, StoreError};
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::dirs::Dirs;
 use crate::helpers::{self, HelperError};
 use crate::vms::{Registry, VmsError};
 
 /// When to ask a registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PullPolicy {
     /// Each time.
     Always,

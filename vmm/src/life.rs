@@ -10,6 +10,7 @@ mod restart;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -159,20 +160,14 @@ fn run_once(
     around: Surroundings<'_>,
     tell: impl FnOnce(Result<(), StartFailure>) + Send + 'static,
 ) -> Result<Run, VmsError> {
-    let before = vm.state();
-    vm.set_state(State {
-        status: match before.restarts {
-            0 => Status::Created,
-            _ => Status::Restarting,
-        },
-        pid: Some(std::process::id()),
-        exit_code: None,
-        error: None,
-        finished: None,
-        ..before
-    })?;
+    let (runtime_dir, console_log) = match begin(vm) {
+        Ok(made) => made,
+        Err(error) => {
+            tell(Err(StartFailure::of(&error)));
+            return Err(error);
+        }
+    };
     let config = machine_of(vm);
-    let runtime_dir = vm.runtime_dir()?;
     let tell = Arc::new(Mutex::new(Some(tell)));
     let (told, teller) = (tell.clone(), vm.teller());
     let started = move |_| {
@@ -197,11 +192,12 @@ fn run_once(
         attachment: around.attachment,
         runtime_dir: Some(&runtime_dir),
         teller: Some(vm.teller()),
-        console_log: console_log(vm)?,
+        console_log,
         check_kvm: !vm.record().skip_kvm_check,
         on_started: Some(Box::new(started)),
         identity: Identity {
             id: vm.record().id.to_string(),
+            name: vm.record().name.clone(),
             before: vm.state().network,
         },
         on_given_up,
@@ -216,6 +212,23 @@ fn run_once(
         tell(Err(run.failure()));
     }
     Ok(run)
+}
+
+/// Tells that it is about to run, and makes what it needs beside its machine.
+fn begin(vm: &mut OwnedVm) -> Result<(PathBuf, Option<File>), VmsError> {
+    let before = vm.state();
+    vm.set_state(State {
+        status: match before.restarts {
+            0 => Status::Created,
+            _ => Status::Restarting,
+        },
+        pid: Some(std::process::id()),
+        exit_code: None,
+        error: None,
+        finished: None,
+        ..before
+    })?;
+    Ok((vm.runtime_dir()?, console_log(vm)?))
 }
 
 fn taken<T>(place: &Mutex<Option<T>>) -> Option<T> {
@@ -267,8 +280,8 @@ fn console_log(vm: &OwnedVm) -> Result<Option<File>, VmsError> {
 
 /// Tells how it ended for good, and gives it up; it is removed if that was wanted.
 fn finish(mut vm: OwnedVm, exit_code: u8, error: Option<String>) -> Result<(), VmsError> {
-    tell_end(&mut vm, exit_code, error)?;
-    if vm.record().rm { vm.remove() } else { Ok(()) }
+    let told = tell_end(&mut vm, exit_code, error);
+    if vm.record().rm { vm.remove() } else { told }
 }
 
 fn tell_end(vm: &mut OwnedVm, exit_code: u8, error: Option<String>) -> Result<(), VmsError> {

@@ -16,6 +16,7 @@ use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
 use casita_devices::virtio::block::Traffic;
+use casita_devices::virtio::spec::device_type;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -184,6 +185,32 @@ pub struct Devices {
     pub net: Option<NetDevice>,
 }
 
+impl Devices {
+    /// What a kernel that says nothing of its boot shows by what it does to its devices.
+    fn kernel_stages(&self, stats: &mut RunStats) {
+        let probed = self.virtio.iter().filter_map(|device| device.probed_ns());
+        if let Some(first) = probed.min() {
+            stats.stage("devices-probed", first);
+        }
+        let mut disks = self.disks.iter();
+        for device in &self.virtio {
+            // Disks have the names of their files; here their places are meant.
+            let name = match device.device() {
+                (device_type::BLOCK, path) => disks.next().map_or(path, |(name, _)| name.clone()),
+                (_, name) => name,
+            };
+            if let Some(at) = device.driver_ok_ns() {
+                stats.stage(format!("driver-{name}"), at);
+            }
+        }
+        for (name, traffic) in &self.disks {
+            if let Some(at) = traffic.first_read_ns() {
+                stats.stage(format!("first-read-{name}"), at);
+            }
+        }
+    }
+}
+
 /// An assembled machine. Fields are dropped in this order: whatever uses guest memory goes before
 /// the VM that owns it.
 pub struct Machine {
@@ -236,12 +263,17 @@ impl Machine {
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
             stats.stage("first-kvm-run", boot.first_run_ns);
+            if boot.first_exit_ns != 0 {
+                stats.stage("kernel-entered", boot.first_exit_ns);
+            }
         }
         for report in &reports {
             stats.exits.add(&report.exits);
         }
         stats.guest_stamps(&self.devices.stamps.stamps());
+        self.devices.kernel_stages(&mut stats);
         stats.stage("end", monotonic_ns());
+        stats.in_order();
         let status = self.devices.stamps.exit_status();
         let exit_status = status.map(|status| u8::try_from(status).unwrap_or(u8::MAX));
         Ok(Outcome {
@@ -304,6 +336,10 @@ impl Machine {
                 reply.answer(Answer::Done);
             }
             Command::Stats => reply.answer(Answer::Stats(Box::new(self.vm_stats(running)))),
+            Command::CpuTime => {
+                let times = running.threads.iter().map(VcpuThread::cpu_time);
+                reply.answer(Answer::CpuTime(times.sum()));
+            }
             // Told apart by the caller.
             Command::Kill => {}
         }

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -150,6 +150,37 @@ pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
         let _ = fs::remove_file(&new);
     }
     written
+}
+
+/// Where there was no room for [`replace`], because of `error`: puts `bytes` into the file that is
+/// there, whose blocks it has already. Blanks behind them fill what was longer, so it is for text in
+/// which they mean nothing. It is one write, which a killed process has made or not.
+///
+/// # Errors
+/// `error`, unless it says that there is no room, or if this fails, too.
+pub fn overwrite(path: &Path, bytes: &[u8], error: io::Error) -> io::Result<()> {
+    let full = matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    );
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
+    let Ok(file) = file else {
+        return Err(error);
+    };
+    let before = file.metadata().map_or(0, |found| found.len());
+    if !full || before == 0 {
+        return Err(error);
+    }
+    let mut text = bytes.to_vec();
+    let len = usize::try_from(before.min(MAX_RECORD)).unwrap_or(0);
+    text.resize(bytes.len().max(len), b' ');
+    match file.write_at(&text, 0) {
+        Ok(count) if count == text.len() => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// All of a small file.

@@ -74,7 +74,7 @@ fn stage_name(number: u8) -> String {
 /// What one run of a VM cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct RunStats {
-    /// In the order in which they were reached.
+    /// In the order in which they were reached, once [`Self::in_order`] was called.
     pub stages: Vec<Stage>,
     /// Exits of all vCPUs.
     pub exits: ExitCounts,
@@ -96,6 +96,11 @@ impl RunStats {
         }
     }
 
+    /// Puts the stages into the order in which they were reached.
+    pub fn in_order(&mut self) {
+        self.stages.sort_by_key(|stage| stage.at_ns);
+    }
+
     /// Writes the stats to `path` as one JSON object.
     ///
     /// # Errors
@@ -115,5 +120,21 @@ impl RunStats {
             reason = "nanoseconds of one run fit a double"
         )]
         Some(stage.at_ns.saturating_sub(start) as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_that_were_told_late_come_where_they_belong() {
+        let mut stats = RunStats::default();
+        for (name, at) in [("main", 5), ("init", 30), ("driver-root", 20), ("end", 40)] {
+            stats.stage(name, at);
+        }
+        stats.in_order();
+        let names: Vec<_> = stats.stages.iter().map(|stage| &stage.name[..]).collect();
+        assert_eq!(names, ["main", "driver-root", "init", "end"]);
     }
 }

@@ -14,6 +14,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use casita_devices::bus::Bus;
 use casita_devices::stamp::monotonic_ns;
@@ -135,6 +136,8 @@ pub struct VcpuReport {
     pub exits: ExitCounts,
     /// `CLOCK_MONOTONIC` just before the first `KVM_RUN`, in nanoseconds.
     pub first_run_ns: u64,
+    /// The same when the guest first came back with something to do; 0 if it never did.
+    pub first_exit_ns: u64,
 }
 
 /// A running vCPU.
@@ -196,6 +199,28 @@ impl VcpuThread {
         self.exits.load(Ordering::Relaxed)
     }
 
+    /// CPU time that it has used, in the guest and for it.
+    pub fn cpu_time(&self) -> Duration {
+        let mut clock = 0;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the thread is not joined yet, so its pthread_t is valid; both places are ours.
+        let told = unsafe {
+            libc::pthread_getcpuclockid(self.thread.as_pthread_t(), &raw mut clock) == 0
+                && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+        let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+        let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
+        // Of a thread that has ended nothing is told.
+        if told {
+            Duration::new(seconds, nanoseconds)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// Waits for the end of the thread.
     pub fn join(self) -> VcpuReport {
         self.thread.join().unwrap_or_default()
@@ -225,6 +250,9 @@ impl Vcpu {
                 let _ = self.fd.kvmclock_ctrl();
             }
             self.step()?;
+            if self.report.first_exit_ns == 0 {
+                self.report.first_exit_ns = monotonic_ns();
+            }
             exits += 1;
             self.exits.store(exits, Ordering::Relaxed);
         }

@@ -13,6 +13,7 @@ fn process(env: &[&str]) -> ProcessSpec {
         user: String::new(),
         terminal: None,
         limits: Vec::new(),
+        group: None,
     }
 }
 

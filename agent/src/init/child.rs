@@ -17,6 +17,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::failure::{Doing, Failure};
+use crate::group::Group;
 use crate::stdio::Stdio;
 use crate::sys::{self, SignalSet, Strings};
 use crate::{copy, report, stamp};
@@ -32,6 +33,8 @@ pub(crate) struct Child<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) stdio: &'a Stdio,
     pub(crate) report: &'a OwnedFd,
+    /// The control group that it goes into.
+    pub(crate) group: Option<&'a Group>,
     /// How many files it may have, unless it is to have another limit.
     pub(crate) files: Rlimit,
     /// It is the machine's first, whose start the host wants to know the time of.
@@ -42,11 +45,14 @@ impl Child<'_> {
     /// Turns this process into the program.
     pub(crate) fn become_it(&self) -> ! {
         sys::block_signals(SignalSet::EMPTY);
+        // While it has the agent's files.
+        let joined = self.group.map_or(Ok(()), Group::join);
         if self.connect().is_err() {
             // There is no pipe for a report, but the agent learns the exit status.
             sys::exit(EXIT_NOT_EXECUTABLE)
         }
-        let env = match self.prepare() {
+        let ready = joined.doing(|| "cannot enter the control group");
+        let env = match ready.and_then(|()| self.prepare()) {
             Ok(env) => env,
             Err(failure) => fail(EXIT_NOT_EXECUTABLE, failure.text()),
         };
@@ -62,6 +68,10 @@ impl Child<'_> {
             Program::CopyIn(dir) => {
                 sys::close_from(REPORT);
                 sys::exit(copy::copy_in(dir))
+            }
+            Program::Find(pattern) => {
+                sys::close_from(REPORT);
+                sys::exit(copy::find(pattern))
             }
             Program::Command(command) => match (command.split_first(), Strings::new(&env)) {
                 (_, Err(_)) => (

@@ -6,7 +6,10 @@
 )]
 
 use alloc::format;
+use alloc::vec::Vec;
+
 use rustix::fd::AsFd;
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use rustix::stdio::{stderr, stdin, stdout};
 
@@ -51,6 +54,27 @@ pub(crate) fn copy_in(dir: &[u8]) -> u8 {
     let result =
         open_directory(dir).and_then(|dir| unpack(dir.as_fd(), input, &rules, &mut complain));
     status(result, left_out)
+}
+
+/// Writes the paths that match `pattern` to standard output, each with a NUL behind it. Returns the
+/// exit status.
+pub(crate) fn find(pattern: &[u8]) -> u8 {
+    let mut list = Vec::new();
+    for path in casita_agent::find::find(pattern) {
+        list.extend_from_slice(&path);
+        list.push(0);
+    }
+    // SAFETY: the process has a standard output, which is not closed before its end.
+    let out = unsafe { stdout() };
+    let mut rest = list.as_slice();
+    while !rest.is_empty() {
+        match rustix::io::write(out, rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(_) => return 1,
+        }
+    }
+    0
 }
 
 /// The last name of `path`; empty if it has none of its own.

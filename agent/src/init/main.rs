@@ -18,6 +18,7 @@ mod dhcp;
 mod end;
 mod ending;
 mod failure;
+mod group;
 mod heap;
 mod list;
 mod mounts;

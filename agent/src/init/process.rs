@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::WaitStatus;
 use rustix::termios::tcgetpgrp;
 
+use crate::group::Group;
 use crate::slots::Token;
 use crate::{stdio, sys};
 
@@ -16,6 +17,8 @@ pub(crate) struct Process {
     pub(crate) id: u32,
     pub(crate) pid: i32,
     terminal: Option<OwnedFd>,
+    /// Its control group, if it has one of its own.
+    pub(crate) group: Option<Group>,
     /// Where it tells whether it could become its program, until it has.
     pub(crate) report: Option<Token>,
     /// It could not, and the host knows.
@@ -33,6 +36,7 @@ impl Process {
             id,
             pid,
             terminal,
+            group: None,
             report: Some(report),
             failed: false,
             exit: None,

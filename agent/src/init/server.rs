@@ -19,6 +19,7 @@ use crate::child::Child;
 use crate::control::Control;
 use crate::ending::{Ending, Left};
 use crate::failure::{Doing, Failure};
+use crate::group::{self, Group};
 use crate::list::{self, List};
 use crate::process::{Process, exit_of};
 use crate::report::{Outcome, Report};
@@ -69,6 +70,8 @@ pub(crate) struct Server<'a> {
     /// There are processes, of whatever kind.
     has_children: bool,
     ending: Option<Ending>,
+    /// When the groups are looked at next.
+    next_look: u64,
 }
 
 impl<'a> Server<'a> {
@@ -98,6 +101,7 @@ impl<'a> Server<'a> {
             first: None,
             has_children: false,
             ending: None,
+            next_look: 0,
         };
         server
             .watch(server.control.socket(), EventData::new_u64(CONTROL))
@@ -121,6 +125,10 @@ impl<'a> Server<'a> {
             for event in events.drain(..) {
                 self.event(event);
             }
+            if self.has_groups() && sys::now() >= self.next_look {
+                self.look_at_groups();
+                self.next_look = sys::now() + group::PAUSE;
+            }
             for _ in 0..self.runnable.len() {
                 if let Some(token) = self.runnable.pop_front() {
                     self.give_turn(token);
@@ -139,6 +147,7 @@ impl<'a> Server<'a> {
         let milliseconds = match &self.ending {
             _ if !self.runnable.is_empty() => Some(0),
             Some(ending) => Some(ending.time_left()),
+            None if self.has_groups() => Some(group::PAUSE),
             None => None,
         };
         let timeout = milliseconds.map(|milliseconds| Timespec {
@@ -256,11 +265,16 @@ impl<'a> Server<'a> {
         vsock::set_nonblocking(&pipe).doing(|| "cannot use a pipe")?;
         let streams = make_streams(start, &mut stdio)?;
         let is_first = self.first.is_none();
+        let limits = start.process.group;
+        let group = limits
+            .map(|limits| Group::new(start.id, limits))
+            .transpose()?;
         let child = Child {
             process: &start.process,
             hostname: self.hostname,
             stdio: &stdio,
             report: &report,
+            group: group.as_ref(),
             files: self.files,
             is_first,
         };
@@ -272,12 +286,33 @@ impl<'a> Server<'a> {
         let report = self.insert(Slot::Report(Report::new(start.id, pipe)));
         let pid = pid.as_raw_nonzero().get();
         let mut process = Process::new(start.id, pid, stdio.terminal, report);
+        process.group = group;
         for stream in streams {
             process.outputs += usize::from(stream.direction == Direction::Out);
             process.streams.push(self.insert(Slot::Stream(stream)));
         }
         self.processes.push(process);
         Ok(())
+    }
+
+    fn has_groups(&self) -> bool {
+        self.processes.iter().any(|process| process.group.is_some())
+    }
+
+    /// Tells the host which limits groups have met.
+    fn look_at_groups(&mut self) {
+        for process in &mut self.processes {
+            let id = process.id;
+            let Some(group) = &mut process.group else {
+                continue;
+            };
+            for limit in group.exceeded() {
+                // The host may end the machine for it.
+                let usage = group.usage();
+                self.control.send(&AgentMessage::Used { id, usage });
+                self.control.send(&AgentMessage::Exceeded { id, limit });
+            }
+        }
     }
 
     /// Puts something into the table and has it watched.
@@ -383,6 +418,10 @@ impl<'a> Server<'a> {
         if self.first == Some(id) {
             stamp::stage(Stage::CommandExited);
         }
+        self.look_at_groups();
+        if let Some(group) = self.process(id).and_then(|process| process.group.as_ref()) {
+            group.end();
+        }
         self.take_report(id);
         let streams = self.process(id).map(|process| process.streams.clone());
         for token in streams.unwrap_or_default() {
@@ -437,6 +476,10 @@ impl<'a> Server<'a> {
             return;
         };
         let process = self.processes.swap_remove(index);
+        if let Some(group) = &process.group {
+            let usage = group.usage();
+            self.control.send(&AgentMessage::Used { id, usage });
+        }
         if let (Some(exit), false) = (process.exit, process.failed) {
             self.control.send(&AgentMessage::Exited { id, exit });
         }

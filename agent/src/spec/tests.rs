@@ -24,6 +24,10 @@ fn spec() -> GuestSpec {
             gateways: vec!["10.0.2.2".parse().unwrap()],
             dns: vec!["::1".parse().unwrap()],
             search: vec!["example".into()],
+            hosts: vec![Host {
+                ip: "10.0.2.9".parse().unwrap(),
+                name: "neighbour".into(),
+            }],
             automatic: false,
         }),
     }
@@ -51,10 +55,12 @@ prop_compose! {
         gateways in vec(any::<IpAddr>(), 0..3),
         dns in vec(any::<IpAddr>(), 0..4),
         search in vec("[a-z0-9._-]{1,255}", 0..3),
+        hosts in vec((any::<IpAddr>(), "[a-zA-Z0-9_.-]{1,64}"), 0..3),
         automatic in any::<bool>(),
     ) -> Network {
         let addresses = addresses.into_iter().map(|(ip, prefix)| Address { ip, prefix }).collect();
-        Network { mtu, addresses, gateways, dns, search, automatic }
+        let hosts = hosts.into_iter().map(|(ip, name)| Host { ip, name }).collect();
+        Network { mtu, addresses, gateways, dns, search, hosts, automatic }
     }
 }
 

@@ -16,22 +16,28 @@ fn size() -> impl Strategy<Value = WindowSize> {
     (any::<u16>(), any::<u16>()).prop_map(|(rows, cols)| WindowSize { rows, cols })
 }
 
+fn group() -> impl Strategy<Value = GroupLimits> {
+    any::<(u64, u32)>().prop_map(|(memory, processes)| GroupLimits { memory, processes })
+}
+
 prop_compose! {
     fn process()(
         program in prop_oneof![
             vec(bytes(), 0..4).prop_map(Program::Command),
             bytes().prop_map(Program::CopyOut),
             bytes().prop_map(Program::CopyIn),
+            bytes().prop_map(Program::Find),
         ],
         env in vec(bytes(), 0..4),
         workdir in bytes(),
         user in ".{0,20}",
         terminal in option::of(size()),
+        group in option::of(group()),
         limits in vec((any::<u8>(), any::<u64>(), any::<u64>()), 0..4),
     ) -> ProcessSpec {
         let limits = limits.into_iter();
         let limits = limits.map(|(resource, soft, hard)| Limit { resource, soft, hard });
-        ProcessSpec { program, env, workdir, user, terminal, limits: limits.collect() }
+        ProcessSpec { program, env, workdir, user, terminal, limits: limits.collect(), group }
     }
 }
 
@@ -73,9 +79,26 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u8>().prop_map(Exit::Code),
         any::<u8>().prop_map(Exit::Signal)
     ];
+    let limit = prop_oneof![
+        Just(GroupLimit::Memory),
+        Just(GroupLimit::Processes),
+        Just(GroupLimit::Disk),
+    ];
     prop_oneof![
         Just(AgentMessage::Ready),
         any::<(u32, u32)>().prop_map(|(id, pid)| AgentMessage::Started { id, pid }),
+        (any::<u32>(), limit).prop_map(|(id, limit)| AgentMessage::Exceeded { id, limit }),
+        (any::<u32>(), any::<[u64; 5]>()).prop_map(|(id, figures)| {
+            let [user_us, system_us, memory_peak, processes_peak, disk] = figures;
+            let usage = GroupUsage {
+                user_us,
+                system_us,
+                memory_peak,
+                processes_peak,
+                disk,
+            };
+            AgentMessage::Used { id, usage }
+        }),
         (any::<u32>(), any::<u8>(), ".{0,20}").prop_map(|(id, status, message)| {
             AgentMessage::Failed {
                 id,

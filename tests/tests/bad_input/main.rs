@@ -8,6 +8,8 @@ mod kernels;
 mod machine_files;
 mod networks;
 mod numbers;
+mod sandbox;
+mod vm_networks;
 mod volumes;
 
 use std::fs;
@@ -32,9 +34,11 @@ fn main() -> ExitCode {
     images::tests(&mut suite);
     disks::tests(&mut suite);
     numbers::tests(&mut suite);
+    sandbox::tests(&mut suite);
     volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
     networks::tests(&mut suite);
+    vm_networks::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);
     suite.test("a_failed_start_leaves_no_new_disk", no_new_disk);
     suite.test("a_vsock_path_that_is_taken", || vsock("root", "in use"));

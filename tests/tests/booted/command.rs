@@ -183,6 +183,9 @@ fn stats() -> Result<()> {
     let names = [
         "main",
         "first-kvm-run",
+        "kernel-entered",
+        "devices-probed",
+        "driver-root",
         "init",
         "agent-ready",
         "command-started",

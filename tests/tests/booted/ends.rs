@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use casita_tests::place::Place;
+use casita_tests::run::Finished;
 use casita_tests::suite::Suite;
 use rustix::process::Signal;
 
@@ -36,10 +37,18 @@ fn signal(signal: Signal, code: i32) -> Result<()> {
     Ok(())
 }
 
+/// Runs a shell that ends the guest by `deed` once its word has arrived here: what is still under
+/// way when a kernel stops is lost with it.
+fn ends_guest(options: &[&str], deed: &str, code: i32) -> Result<Finished> {
+    let script = format!("echo before; read word; {deed}; while :; do sleep 1000; done");
+    let mut running = shell(&Place::new()?, options, &script).start_piped()?;
+    running.wait_for("before")?;
+    running.send("go\n")?;
+    running.finish()?.expect(code)
+}
+
 fn powers_off() -> Result<()> {
-    let script = "echo before; poweroff -f; while :; do sleep 1000; done";
-    let finished = shell(&Place::new()?, &[], script).finish()?.expect(0)?;
-    let finished = finished.says(&["before"])?;
+    let finished = ends_guest(&[], "poweroff -f", 0)?;
     ensure!(
         finished.stderr.is_empty(),
         "no complaint was expected\n{finished}"
@@ -48,9 +57,7 @@ fn powers_off() -> Result<()> {
 }
 
 fn resets() -> Result<()> {
-    let script = "echo before; reboot -f; while :; do sleep 1000; done";
-    let finished = shell(&Place::new()?, &[], script).finish()?.expect(125)?;
-    let finished = finished.says(&["before"])?;
+    let finished = ends_guest(&[], "reboot -f", 125)?;
     let complaint = finished.complaint();
     ensure!(
         complaint.starts_with("casita: the guest reset itself") && complaint.lines().count() == 1,
@@ -60,11 +67,7 @@ fn resets() -> Result<()> {
 }
 
 fn panic() -> Result<()> {
-    let script = "echo before; echo c > /proc/sysrq-trigger; while :; do sleep 1000; done";
-    let finished = shell(&Place::new()?, &["--cpus", "2"], script)
-        .finish()?
-        .expect(125)?;
-    let finished = finished.says(&["before"])?;
+    let finished = ends_guest(&["--cpus", "2"], "echo c > /proc/sysrq-trigger", 125)?;
     let complaint = finished.complaint();
     for text in [
         "casita: console: ",

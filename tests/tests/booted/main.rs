@@ -1,12 +1,14 @@
 //! Real Linux guests, started as people start them. Where this machine's KVM can't run Linux, the
 //! whole program goes on in the lab.
 
+mod bench;
 mod command;
 mod detached;
 mod disks;
 mod ends;
 mod exec;
 mod hardware;
+mod hostile;
 mod images;
 mod life;
 mod net;
@@ -15,6 +17,7 @@ mod parting;
 mod plain;
 mod postgres;
 mod process;
+mod sandbox;
 mod shares;
 mod terminal;
 mod volumes;
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     }
     let mut suite = Suite::new();
     suite.all_miss(missing);
+    bench::tests(&mut suite);
     command::tests(&mut suite);
     detached::tests(&mut suite);
     disks::tests(&mut suite);
@@ -67,10 +71,12 @@ fn main() -> ExitCode {
     plain::tests(&mut suite);
     postgres::tests(&mut suite);
     process::tests(&mut suite);
+    sandbox::tests(&mut suite);
     shares::tests(&mut suite);
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);
+    hostile::tests(&mut suite);
     suite.run(&arguments)
 }
 

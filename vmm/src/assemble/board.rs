@@ -13,6 +13,7 @@ use casita_devices::power::{
 };
 use casita_devices::serial::{self, Input, Output, Serial};
 use casita_devices::stamp::{self, StampDevice};
+use casita_devices::token_bucket::Rate;
 use casita_devices::virtio::block::{Block, BlockConfig, BlockError, Traffic};
 use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::fs::Fs;
@@ -33,18 +34,21 @@ use crate::share::Share;
 /// The longest serial number of a disk, in bytes (virtio 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID`).
 const SERIAL_LEN: usize = 20;
 
-pub(super) fn root_device(root: RootImage) -> Result<Block, BlockError> {
+/// The image. `rate` is the most that goes through it, here and below.
+pub(super) fn root_device(root: RootImage, rate: Option<Rate>) -> Result<Block, BlockError> {
     let config = BlockConfig {
         read_only: true,
         serial: "root".to_owned(),
+        rate,
         ..BlockConfig::default()
     };
     Block::new(root.file, &root.path, &config)
 }
 
-pub(super) fn disk_device(disk: Disk) -> Result<Block, BlockError> {
+pub(super) fn disk_device(disk: Disk, rate: Option<Rate>) -> Result<Block, BlockError> {
     let config = BlockConfig {
         serial: "disk".to_owned(),
+        rate,
         // On a thread of its own a write into the page cache costs half: it needs no helper of the
         // ring's, and nobody else waits while it is copied.
         dedicated_thread: true,
@@ -54,10 +58,16 @@ pub(super) fn disk_device(disk: Disk) -> Result<Block, BlockError> {
 }
 
 /// A volume's disk. Its serial number is the volume's name, as far as it fits.
-pub(super) fn volume_device(disk: Disk, name: &str, read_only: bool) -> Result<Block, BlockError> {
+pub(super) fn volume_device(
+    disk: Disk,
+    name: &str,
+    read_only: bool,
+    rate: Option<Rate>,
+) -> Result<Block, BlockError> {
     let config = BlockConfig {
         read_only,
         serial: name.chars().take(SERIAL_LEN).collect(),
+        rate,
         dedicated_thread: true,
         ..BlockConfig::default()
     };

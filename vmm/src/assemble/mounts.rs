@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use casita_devices::token_bucket::Rate;
+
 use super::AssembleError;
 use super::board::{self, VirtioBoard};
 use crate::disk::Disk;
@@ -61,9 +63,13 @@ impl Mounts {
     }
 
     /// Plugs the devices in; the disks are those that the guest counts on from its own.
-    pub(super) fn plug_in(&mut self, virtio: &mut VirtioBoard<'_>) -> Result<(), AssembleError> {
+    pub(super) fn plug_in(
+        &mut self,
+        virtio: &mut VirtioBoard<'_>,
+        rate: Option<Rate>,
+    ) -> Result<(), AssembleError> {
         for (name, disk, read_only) in self.disks.drain(..) {
-            let device = board::volume_device(disk, &name, read_only)?;
+            let device = board::volume_device(disk, &name, read_only, rate)?;
             virtio.plug_in_disk(&name, device)?;
         }
         for share in &self.shares {

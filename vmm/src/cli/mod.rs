@@ -1,6 +1,7 @@
 //! The command line: verbs, flags and exit codes as Docker has them.
 
 mod ask;
+pub mod bench;
 pub mod cp;
 mod describe;
 pub mod doctor;
@@ -11,10 +12,12 @@ pub mod inspect;
 mod json;
 pub mod lifecycle;
 pub mod logs;
+pub mod network;
 pub mod port;
 pub mod process_args;
 pub mod ps;
 pub mod run;
+pub mod sandbox;
 pub mod stats;
 mod table;
 pub mod top;
@@ -31,6 +34,7 @@ use log::LevelFilter;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
+use crate::sandbox::SandboxError;
 
 /// Casita's own failure, as opposed to the command's exit status.
 pub const EXIT_CASITA: u8 = 125;
@@ -80,6 +84,8 @@ impl Global {
 enum Command {
     /// Boot a VM and run a command in it
     Run(Box<run::RunArgs>),
+    /// Run untrusted code in a VM of its own, within limits, and leave nothing of it
+    Sandbox(Box<sandbox::SandboxArgs>),
     /// Run a command in a running VM
     Exec(exec::ExecArgs),
     /// List VMs
@@ -114,11 +120,16 @@ enum Command {
     Cp(cp::CpArgs),
     /// Pull, import, list and remove images
     Image(image::ImageArgs),
+    /// Make, list and remove networks, on which VMs reach each other by name
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Make, list, remove, export and import volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
     /// Tell what this machine can do, why not, and what mends it
     Doctor(doctor::DoctorArgs),
+    /// Measure VMs beside containers: start, memory, disk, network
+    Bench(bench::BenchArgs),
     /// Print shell completions or write man pages
     Generate(generate::GenerateArgs),
     /// As `image pull`
@@ -130,6 +141,8 @@ enum Command {
     /// As `image rm`
     #[command(hide = true)]
     Rmi(image::RmArgs),
+    #[command(hide = true)]
+    SandboxVm,
     #[command(hide = true)]
     Monitor(lifecycle::MonitorArgs),
 }
@@ -153,6 +166,8 @@ pub fn main() -> ExitCode {
     init_log(cli.global);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Sandbox(args) => sandbox::sandbox(&args),
+        Command::SandboxVm => crate::sandbox::vm_process(),
         Command::Cp(args) => cp::cp(&args),
         Command::Exec(args) => exec::exec(&args),
         Command::Ps(args) => ps::ps(&args),
@@ -169,6 +184,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
         Command::Port(args) => port::port(&args),
+        Command::Network(command) => network::network(&command),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Image(args) => image::image(&args, cli.global),
@@ -176,11 +192,14 @@ pub fn main() -> ExitCode {
         Command::Images(args) => image::ls(&args, cli.global),
         Command::Rmi(args) => image::rm(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Generate(args) => generate::generate(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         let told = error.downcast_ref::<ImagesError>();
-        if !told.is_some_and(ImagesError::is_told) {
+        let told = told.is_some_and(ImagesError::is_told)
+            || matches!(error.downcast_ref(), Some(SandboxError::Told));
+        if !told {
             report(&*error, cli.global.is_verbose());
         }
         let status = error.downcast_ref::<StartFailure>();

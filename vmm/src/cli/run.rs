@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::token_bucket::Rate;
 use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::process_args::{ProcessArgs, complete_env};
@@ -106,6 +107,9 @@ pub struct RunArgs {
     /// Mount a file system in memory; can be given many times
     #[arg(long, value_name = "/PATH[:size=SIZE,mode=MODE]", help_heading = STORAGE)]
     tmpfs: Vec<TmpfsSpec>,
+    /// The most that goes through each disk a second: bytes, requests, or both
+    #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = STORAGE)]
+    disk_rate: Option<Rate>,
     /// What the network device leads to: user (connections made by passt, which takes no right),
     /// tap[:NAME], bridge:NAME, or none; with ,mac=MAC and ,mtu=N, and for the middle two
     /// ,netns=NAME|PATH and ,queues=N [default: user]
@@ -134,6 +138,16 @@ pub struct RunArgs {
     /// The most that goes through the network device a second, in each direction
     #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = NETWORK)]
     net_rate: Option<Rate>,
+    /// Be on a network of casita network create: its VMs reach each other by name
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network: Option<String>,
+    /// One more name on that network; can be given many times
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network_alias: Vec<String>,
+    /// What the guest may reach outside: all, none, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT,
+    /// each with /tcp or /udp behind it if need be [default: all]
+    #[arg(long, value_name = "all|none|ITEM,ITEM...", help_heading = NETWORK)]
+    egress: Option<EgressPolicy>,
     #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"), help_heading = MACHINE)]
     memory: Option<MemorySize>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
@@ -165,6 +179,24 @@ pub struct RunArgs {
     skip_kvm_check: bool,
 }
 
+/// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser swallows
+/// a `--` before all words, and it makes a difference: `program` are the words of the whole command
+/// line, of which `words` are the last.
+pub(super) fn image_and_command(
+    words: &[String],
+    program: &[String],
+) -> (Option<String>, Vec<String>) {
+    let before = program.len().checked_sub(words.len() + 1);
+    let only_command = before.is_some_and(|place| program[place] == "--");
+    let mut words = words.iter().cloned();
+    let image = if only_command { None } else { words.next() };
+    let mut command: Vec<String> = words.collect();
+    if !only_command && command.first().is_some_and(|word| word == "--") {
+        command.remove(0);
+    }
+    (image, command)
+}
+
 fn vm_name(text: &str) -> Result<String, String> {
     disk::check_name(text)
         .map(|()| text.to_owned())
@@ -172,21 +204,6 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 impl RunArgs {
-    /// The image and the command: `[IMAGE [COMMAND...]]`, or `[IMAGE] -- COMMAND...`. The parser
-    /// swallows a `--` before all words, and it makes a difference: `program` are the words of the
-    /// whole command line, of which ours are the last.
-    fn image_and_command(&self, program: &[String]) -> (Option<String>, Vec<String>) {
-        let before = program.len().checked_sub(self.words.len() + 1);
-        let only_command = before.is_some_and(|place| program[place] == "--");
-        let mut words = self.words.iter().cloned();
-        let image = if only_command { None } else { words.next() };
-        let mut command: Vec<String> = words.collect();
-        if !only_command && command.first().is_some_and(|word| word == "--") {
-            command.remove(0);
-        }
-        (image, command)
-    }
-
     fn machine(&self) -> Result<MachineConfig, CliError> {
         let file = match &self.config {
             Some(path) => MachineConfig::read(path)?,
@@ -194,7 +211,7 @@ impl RunArgs {
         };
         let program = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         let program: Vec<String> = program.collect();
-        let (image, command) = self.image_and_command(&program);
+        let (image, command) = image_and_command(&self.words, &program);
         let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
@@ -230,6 +247,10 @@ impl RunArgs {
             publish_all: self.publish_all,
             exposed: Vec::new(),
             net_rate: self.net_rate,
+            disk_rate: self.disk_rate,
+            network: self.network.clone(),
+            network_alias: self.network_alias.clone(),
+            egress: self.egress.clone(),
         });
         if let Some(name) = &config.name {
             vm_name(name)?;
@@ -441,7 +462,7 @@ mod tests {
         let Command::Run(args) = Cli::try_parse_from(&words).unwrap().command else {
             panic!("not a run");
         };
-        let (image, command) = args.image_and_command(&words);
+        let (image, command) = image_and_command(&args.words, &words);
         (image, command.join(" "))
     }
 

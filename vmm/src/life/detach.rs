@@ -140,7 +140,13 @@ fn live(
         return end_between_runs(vm);
     }
     let began = Instant::now();
-    let log = vm.log_writer()?;
+    let log = match vm.log_writer() {
+        Ok(log) => log,
+        Err(error) => {
+            tell(report, &Err(StartFailure::of(&error)));
+            return Err(error.into());
+        }
+    };
     let around = Surroundings {
         dirs,
         signals,

@@ -16,7 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use casita_agent::spec::WindowSize;
-use casita_agent::wire::{HostMessage, Key, MAX_PROCESSES, PORT, ProcessInfo, ProcessSpec, Start};
+use casita_agent::wire::{
+    GroupLimit, GroupUsage, HostMessage, Key, MAX_PROCESSES, PORT, ProcessInfo, ProcessSpec, Start,
+};
 use casita_devices::virtio::vsock::{ListenGuard, Refused, VsockHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -38,6 +40,10 @@ const SIGKILL: u8 = 9;
 pub enum LinkEvent {
     /// The guest is prepared and takes processes.
     Ready,
+    /// The group of a process that runs has met a limit.
+    Exceeded(GroupLimit),
+    /// The group of a process that has just ended has used this.
+    Used(GroupUsage),
     /// The guest has ended, or its agent does not answer any more. The last event.
     Gone,
 }

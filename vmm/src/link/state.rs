@@ -205,6 +205,10 @@ impl Shared {
                 message.truncate(message.floor_char_boundary(MAX_MESSAGE));
                 self.answer(id, Part::Failed(status, message));
             }
+            AgentMessage::Exceeded { id, limit } => {
+                self.tell_of_group(id, LinkEvent::Exceeded(limit));
+            }
+            AgentMessage::Used { id, usage } => self.tell_of_group(id, LinkEvent::Used(usage)),
             AgentMessage::Exited { id, exit } => self.exited(id, exit),
             AgentMessage::Processes {
                 request,
@@ -247,6 +251,18 @@ impl Shared {
         }
         if entry.parts.is_none() && entry.exit.is_none() {
             state.processes.remove(&id);
+        }
+    }
+
+    /// The owner learns something of the group of a process, if there is such a process.
+    fn tell_of_group(&self, id: u32, event: LinkEvent) {
+        let runs = self
+            .lock()
+            .processes
+            .get(&id)
+            .is_some_and(|it| it.is_answered);
+        if runs {
+            (self.on_event)(event);
         }
     }
 

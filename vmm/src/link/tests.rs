@@ -94,6 +94,7 @@ fn command() -> ProcessSpec {
         user: String::new(),
         terminal: None,
         limits: Vec::new(),
+        group: None,
     }
 }
 

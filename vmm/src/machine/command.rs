@@ -1,6 +1,7 @@
 //! What a running machine can be told to do. All of it goes through one channel to its one owner.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -25,6 +26,8 @@ pub enum Command {
     Resume,
     /// Tell what it uses.
     Stats,
+    /// Tell how much CPU time its vCPUs have used, in the guest and for it.
+    CpuTime,
     /// End at once.
     Kill,
 }
@@ -36,6 +39,8 @@ pub enum Answer {
     Done,
     /// What it uses.
     Stats(Box<VmStats>),
+    /// CPU time of all vCPUs.
+    CpuTime(Duration),
 }
 
 /// The machine ended before it could answer.

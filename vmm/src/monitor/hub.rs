@@ -286,6 +286,7 @@ impl Hub {
             user: user.unwrap_or_default(),
             terminal: request.terminal,
             limits,
+            group: None,
         }
     }
 }
@@ -386,7 +387,7 @@ impl ControlTarget for Hub {
     fn stats(&self) -> Result<VmStats, Refusal> {
         match self.events.command(Command::Stats) {
             Ok(Answer::Stats(stats)) => Ok(*stats),
-            Ok(Answer::Done) => Err(Refusal::new("the VM did not tell")),
+            Ok(_) => Err(Refusal::new("the VM did not tell")),
             Err(ended) => Err(Refusal::new(ended.to_string())),
         }
     }

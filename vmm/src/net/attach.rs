@@ -67,7 +67,7 @@ impl NetDevice {
 ///
 /// Everything that is to look at frames, or to keep some back, goes in here: it is the one place that
 /// all back ends pass. What wraps anything must see all frames, so there is no vhost-net then.
-pub type Wrap<'a> = &'a dyn Fn(Box<dyn Backend>) -> Box<dyn Backend>;
+pub type Wrap<'a> = &'a mut dyn FnMut(Box<dyn Backend>) -> Result<Box<dyn Backend>, NetError>;
 
 /// Makes the device.
 ///
@@ -85,21 +85,22 @@ pub fn attach(
         dedicated_thread: true,
         ..NetConfig::new(settings.mac)
     };
-    let wrapped = |backend: Box<dyn Backend>| match wrap {
+    let free = wrap.is_none() && settings.rate.is_none();
+    let mut wrap = wrap;
+    let mut wrapped = |backend: Box<dyn Backend>| match &mut wrap {
         Some(wrap) => wrap(backend),
-        None => backend,
+        None => Ok(backend),
     };
     match end {
         HostEnd::Passt(passt) => {
             // The link is the device's, which needs the socket first: it is known when both are.
             let (socket, watching) = passt.into_parts();
             let stream = Stream::new(socket).map_err(host("use a socket"))?;
-            let net = Net::new(NAME, &config, vec![wrapped(Box::new(stream))])?;
+            let net = Net::new(NAME, &config, vec![wrapped(Box::new(stream))?])?;
             let watch = watching.watch(net.link())?;
             Ok(with_handles(net, None, false, Some(watch)))
         }
         HostEnd::Tap(tap) => {
-            let free = wrap.is_none() && settings.rate.is_none();
             let kernel = if free {
                 with_vhost(&config, &tap)?
             } else {
@@ -110,7 +111,7 @@ pub fn attach(
                 Some(net) => net,
                 None => {
                     let taps = tap.queues.into_iter().map(open_tap);
-                    let ends = taps.map(|tap| tap.map(|tap| wrapped(Box::new(tap))));
+                    let ends = taps.map(|tap| wrapped(Box::new(tap?)));
                     Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
                 }
             };

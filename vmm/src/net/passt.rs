@@ -200,8 +200,9 @@ impl Passt {
     /// Sends a frame, and takes what comes until it is the answer to an ARP request.
     fn exchange(&self, request: &[u8]) -> io::Result<()> {
         let (mut socket, deadline) = (&self.socket, Instant::now() + PATIENCE);
-        socket.write_all(&(request.len() as u32).to_be_bytes())?;
-        socket.write_all(request)?;
+        // In one piece: a length that comes alone is lost on passt.
+        let len = (request.len() as u32).to_be_bytes();
+        socket.write_all(&[&len, request].concat())?;
         let mut frame = [0; 1 << 16];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -67,6 +67,7 @@ impl MachineConfig {
             user: self.user.clone().unwrap_or_default(),
             terminal,
             limits: self.limits(),
+            group: None,
         }
     }
 

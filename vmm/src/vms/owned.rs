@@ -64,7 +64,9 @@ impl Teller {
         let path = self.home.file("state.json");
         let json = serde_json::to_vec_pretty(&state)
             .map_err(|error| VmsError::Unwritable(error.to_string()))?;
-        staging::replace(&path, &json, false).map_err(VmsError::io("write", &path))?;
+        staging::replace(&path, &json, false)
+            .or_else(|error| staging::overwrite(&path, &json, error))
+            .map_err(VmsError::io("write", &path))?;
         told.state = state;
         Ok(json)
     }
@@ -103,14 +105,20 @@ impl OwnedVm {
         }
     }
 
-    /// Takes notice that the former owner did not live to see its end, if it did not.
-    pub(super) fn settle(&mut self) -> Result<(), VmsError> {
+    /// Takes notice that the former owner did not live to see its end, if it did not. Where that
+    /// can't be written down, the next one who looks takes notice again: a VM on a full disk can be
+    /// looked at and removed.
+    pub(super) fn settle(&mut self) {
         let state = self.state();
         if state.status.has_ended() {
-            return Ok(());
+            return;
         }
         self.clean();
-        self.set_state(state.dead())
+        let dead = state.dead();
+        if let Err(error) = self.set_state(dead.clone()) {
+            log::debug!("{error}");
+            self.teller.told().state = dead;
+        }
     }
 
     /// What it is.
@@ -136,11 +144,14 @@ impl OwnedVm {
         let mut told = self.teller.told();
         let ended = state.status.has_ended();
         let json = self.teller.write(&mut told, state)?;
-        if let Some(lock) = &self.lock.0 {
-            let words: &[u8] = if ended { &json } else { b"" };
-            write_last_words(lock, &self.home().file("lock"), words)?;
-        }
-        Ok(())
+        let Some(lock) = &self.lock.0 else {
+            return Ok(());
+        };
+        let words: &[u8] = if ended { &json } else { b"" };
+        let written = write_last_words(lock, &self.home().file("lock"), words);
+        // Its state is there for whoever does not find them; but room for them is kept from the
+        // start on.
+        if ended { Ok(()) } else { written }
     }
 
     fn home(&self) -> &Home {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::log::LogReader;
-use super::{Id, OwnedVm, Record, Registry, State, VmsError, lock};
+use super::{Id, OwnedVm, Record, Registry, RestartPolicy, State, VmsError, lock};
 use crate::control::{Client, ClientError};
 use crate::staging::{self, is_at};
 
@@ -124,7 +124,7 @@ impl Vm {
     /// [`VmsError::InUse`], [`VmsError::Removed`], or if its files can't be used.
     pub fn try_own(&self) -> Result<OwnedVm, VmsError> {
         let mut owned = self.own_with(self.home.open_lock()?)?;
-        owned.settle()?;
+        owned.settle();
         Ok(owned)
     }
 
@@ -168,6 +168,8 @@ impl Vm {
             Err(gone) if gone.kind() == ErrorKind::NotFound => {
                 Err(VmsError::Removed(self.record.id.clone()))
             }
+            // Nothing would undo it; a full disk is no reason to let it run.
+            Err(_) if self.record.restart == RestartPolicy::No => Ok(()),
             Err(error) => Err(VmsError::io("make", &path)(error)),
         }
     }
@@ -186,6 +188,9 @@ impl Vm {
     }
 }
 
+/// Room that is kept for last words, in bytes. All but a very long error fits.
+const LAST_WORDS: usize = 1024;
+
 /// How a VM ended, for those who waited with its lock open and may find its folder gone.
 pub(super) fn last_words(lock: &File) -> Option<State> {
     let mut bytes = vec![0; 16 << 10];
@@ -193,8 +198,12 @@ pub(super) fn last_words(lock: &File) -> Option<State> {
     serde_json::from_slice(bytes.get(..count)?).ok()
 }
 
+/// Writes them over what is there, with blanks behind: the file keeps its room, so that they can be
+/// said on a disk that is full by then.
 pub(super) fn write_last_words(lock: &File, path: &Path, state: &[u8]) -> Result<(), VmsError> {
-    lock.set_len(0)
-        .and_then(|()| lock.write_all_at(state, 0))
+    let mut words = state.to_vec();
+    words.resize(state.len().max(LAST_WORDS), b' ');
+    lock.write_all_at(&words, 0)
+        .and_then(|()| lock.set_len(words.len() as u64))
         .map_err(VmsError::io("write", path))
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::request::Request;
+use crate::first_time::FirstTime;
 
 /// Requests that succeeded, and their bytes, since the device was made.
 #[derive(Debug, Default)]
@@ -11,6 +12,7 @@ pub struct Traffic {
     writes: AtomicU64,
     read_bytes: AtomicU64,
     write_bytes: AtomicU64,
+    first_read: FirstTime,
 }
 
 impl Traffic {
@@ -34,9 +36,17 @@ impl Traffic {
         self.write_bytes.load(Relaxed)
     }
 
+    /// When the first request to read was done: `CLOCK_MONOTONIC` in nanoseconds.
+    pub fn first_read_ns(&self) -> Option<u64> {
+        self.first_read.at_ns()
+    }
+
     pub(super) fn count(&self, request: &Request) {
         let (requests, bytes, len) = match request {
-            Request::Read { len, .. } => (&self.reads, &self.read_bytes, len),
+            Request::Read { len, .. } => {
+                self.first_read.note();
+                (&self.reads, &self.read_bytes, len)
+            }
             Request::Write { len, .. } => (&self.writes, &self.write_bytes, len),
             _ => return,
         };

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::event_loop::EventLoopHandle;
+use crate::first_time::FirstTime;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::{
     ActivateError, Activation, DeviceNotifier, RestoreError, StartedQueue, VirtioDevice, WithCauses,
@@ -79,6 +80,8 @@ pub struct MmioTransport {
     inner: Mutex<Inner>,
     notifier: DeviceNotifier,
     kicks: Vec<EventFd>,
+    probed: FirstTime,
+    driver_ok: FirstTime,
 }
 
 struct Inner {
@@ -144,6 +147,8 @@ impl MmioTransport {
             inner: Mutex::new(inner),
             notifier: DeviceNotifier::new(&name, interrupt),
             kicks,
+            probed: FirstTime::default(),
+            driver_ok: FirstTime::default(),
         })
     }
 
@@ -151,6 +156,22 @@ impl MmioTransport {
     /// as an ioeventfd at [`mmio::QUEUE_NOTIFY`], 4 bytes wide, for a write of the queue's number.
     pub fn queue_events(&self) -> &[EventFd] {
         &self.kicks
+    }
+
+    /// When a driver first looked whether there is a device: `CLOCK_MONOTONIC` in nanoseconds.
+    pub fn probed_ns(&self) -> Option<u64> {
+        self.probed.at_ns()
+    }
+
+    /// When a driver first said that it drives the device (DRIVER_OK), by the same clock.
+    pub fn driver_ok_ns(&self) -> Option<u64> {
+        self.driver_ok.at_ns()
+    }
+
+    /// The device's number in section 5, and its name.
+    pub fn device(&self) -> (u32, String) {
+        let inner = self.lock();
+        (inner.device.device_type(), inner.device.name().to_owned())
     }
 
     /// A panic while the lock was held has ended the VM's thread; what is here then is at worst a
@@ -189,6 +210,7 @@ impl MmioTransport {
         let starts = wants(status::DRIVER_OK) && !inner.has(status::DRIVER_OK);
         if starts && inner.has(status::FEATURES_OK) && !inner.has(status::FAILED) {
             inner.status |= status::DRIVER_OK;
+            self.driver_ok.note();
             if let Err(error) = self.activate(inner) {
                 self.notifier.needs_reset(&WithCauses(&error));
             }

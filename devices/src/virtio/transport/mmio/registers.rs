@@ -12,7 +12,10 @@ const VENDOR: u32 = u32::from_le_bytes(*b"CASA");
 impl MmioTransport {
     pub(super) fn read_register(&self, offset: u64) -> u32 {
         match offset {
-            mmio::MAGIC_VALUE => mmio::MAGIC,
+            mmio::MAGIC_VALUE => {
+                self.probed.note();
+                mmio::MAGIC
+            }
             mmio::VERSION => mmio::VERSION_MODERN,
             mmio::VENDOR_ID => VENDOR,
             mmio::INTERRUPT_STATUS => self.notifier.pending(),
