@@ -126,10 +126,6 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         env: order.env.clone(),
         workdir: order.workdir.clone(),
         user: order.user.clone(),
-        net: Some(NetSpec {
-            mode: NetMode::None,
-            ..NetSpec::default()
-        }),
         ..MachineConfig::default()
     };
     Ok(match &order.image {
@@ -196,7 +192,7 @@ fn run(
             events: receiver,
             identity: Identity {
                 id: Id::random()?.to_string(),
-                before: None,
+                ..Identity::default()
             },
             check_kvm: order.check_kvm,
             stats: RunStats::default(),
