@@ -22,6 +22,9 @@ pub fn hosts(hostname: &str, network: Option<&Network>) -> String {
     for address in addresses {
         let _ = writeln!(text, "{}\t{hostname}", address.ip);
     }
+    for host in network.map_or(&[][..], |network| &network.hosts) {
+        let _ = writeln!(text, "{}\t{}", host.ip, host.name);
+    }
     text
 }
 
@@ -69,6 +72,19 @@ mod tests {
         for without in [None, Some(&Network::default())] {
             assert!(hosts("yard", without).contains("127.0.1.1\tyard\n"));
         }
+    }
+
+    #[test]
+    fn hosts_that_are_told_are_known() {
+        let host = crate::spec::Host {
+            ip: "192.0.2.7".parse().unwrap(),
+            name: "db.example".into(),
+        };
+        let network = Network {
+            hosts: vec![host],
+            ..network()
+        };
+        assert!(hosts("yard", Some(&network)).ends_with("192.0.2.7\tdb.example\n"));
     }
 
     #[test]

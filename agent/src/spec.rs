@@ -60,9 +60,20 @@ pub struct Network {
     pub dns: Vec<IpAddr>,
     /// Domains in which short names are looked up.
     pub search: Vec<String>,
+    /// Names of others that the guest knows without asking.
+    pub hosts: Vec<Host>,
     /// Whether the network is asked for what is missing above: IPv4 by DHCP, IPv6 by router
     /// advertisements. Nothing waits for the answer.
     pub automatic: bool,
+}
+
+/// A line of /etc/hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// An address.
+    pub ip: IpAddr,
+    /// Its name.
+    pub name: String,
 }
 
 /// An address and the network around it.
@@ -153,8 +164,8 @@ pub enum SpecError {
     /// The disk has a file system that cannot be written.
     #[error("a disk with {0} cannot be written; it takes ext4")]
     DiskFs(&'static str),
-    /// A domain that would break the file that it is written into.
-    #[error("search domain {0:?} is not usable: it takes letters, digits, '-', '_' and '.'")]
+    /// A domain or a host's name that would break the file that it is written into.
+    #[error("domain {0:?} is not usable: it takes letters, digits, '-', '_' and '.'")]
     Search(String),
     /// More of an address is the network's than there is.
     #[error("a prefix of {} bits is too long for the address {}", .0.prefix, .0.ip)]
@@ -254,7 +265,13 @@ fn validate(spec: &GuestSpec) -> Result<(), SpecError> {
 }
 
 fn validate_network(network: &Network) -> Result<(), SpecError> {
-    if let Some(domain) = network.search.iter().find(|domain| !is_domain(domain)) {
+    let hosts = network.hosts.iter().map(|host| &host.name);
+    if let Some(domain) = network
+        .search
+        .iter()
+        .chain(hosts)
+        .find(|name| !is_domain(name))
+    {
         return Err(SpecError::Search(domain.clone()));
     }
     for address in &network.addresses {

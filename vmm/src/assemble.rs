@@ -179,7 +179,7 @@ pub fn assemble(
     }
     stats.stage("kvm-opened", monotonic_ns());
 
-    let network = net::prepare(config, &around.identity)?;
+    let network = net::prepare(config, &around.identity, around.dirs)?;
     let told = network.as_ref();
     let files = Files::open(config, around.dirs)?;
     let new_disk = files.disk.as_ref().map(NewFile::of);
@@ -284,7 +284,7 @@ fn plug_in_network(
     let Some(network) = network else {
         return Ok((None, NetworkState::none()));
     };
-    let (device, handles, state) = network.device(None)?;
+    let (device, handles, state) = network.device()?;
     virtio.plug_in(Box::new(device))?;
     Ok((Some(handles), state))
 }

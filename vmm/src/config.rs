@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use casita_devices::token_bucket::Rate;
 use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -186,6 +187,12 @@ pub struct MachineConfig {
     pub net_rate: Option<Rate>,
     /// The most that goes through each disk.
     pub disk_rate: Option<Rate>,
+    /// The network of the user's VMs that it is on.
+    pub network: Option<String>,
+    /// More names that it has there.
+    pub network_alias: Vec<String>,
+    /// What it may reach outside; everything if nothing is said.
+    pub egress: Option<EgressPolicy>,
 }
 
 /// Why a machine file was refused.
@@ -347,6 +354,9 @@ impl MachineConfig {
             exposed: [self.exposed, over.exposed].concat(),
             net_rate: over.net_rate.or(self.net_rate),
             disk_rate: over.disk_rate.or(self.disk_rate),
+            network: over.network.or(self.network),
+            network_alias: [self.network_alias, over.network_alias].concat(),
+            egress: over.egress.or(self.egress),
         }
     }
 
@@ -544,6 +554,9 @@ mod tests {
             stop_signal: Some("RTMIN+3".parse().unwrap()),
             stop_timeout: Some("1m".parse().unwrap()),
             ulimit: vec!["nofile=1:unlimited".parse().unwrap()],
+            network: Some("backend".to_owned()),
+            network_alias: vec!["db".to_owned()],
+            egress: Some("10.0.0.0/8,db.example:5432/tcp".parse().unwrap()),
             ..MachineConfig::default()
         };
         for config in [config, MachineConfig::default()] {

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod memory;
 pub mod monitor;
 pub mod net;
+pub mod networks;
 pub mod platform;
 pub mod process_config;
 pub mod progress;

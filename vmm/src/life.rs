@@ -202,6 +202,7 @@ fn run_once(
         on_started: Some(Box::new(started)),
         identity: Identity {
             id: vm.record().id.to_string(),
+            name: vm.record().name.clone(),
             before: vm.state().network.map(|network| *network),
         },
         on_given_up,

@@ -8,6 +8,7 @@ mod kernels;
 mod machine_files;
 mod networks;
 mod numbers;
+mod vm_networks;
 mod volumes;
 
 use std::fs;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     volumes::tests(&mut suite);
     machine_files::tests(&mut suite);
     networks::tests(&mut suite);
+    vm_networks::tests(&mut suite);
     suite.test("with_v_every_cause_has_a_line", causes);
     suite.test("a_failed_start_leaves_no_new_disk", no_new_disk);
     suite.test("a_vsock_path_that_is_taken", || vsock("root", "in use"));

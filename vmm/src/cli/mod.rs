@@ -11,6 +11,7 @@ pub mod inspect;
 mod json;
 pub mod lifecycle;
 pub mod logs;
+pub mod network;
 pub mod port;
 pub mod process_args;
 pub mod ps;
@@ -114,6 +115,9 @@ enum Command {
     Cp(cp::CpArgs),
     /// Pull, import, list and remove images
     Image(image::ImageArgs),
+    /// Make, list and remove networks, on which VMs reach each other by name
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Make, list, remove, export and import volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
@@ -168,6 +172,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
+        Command::Network(command) => network::network(&command),
         Command::Port(args) => port::port(&args),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),

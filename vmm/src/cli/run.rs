@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::token_bucket::Rate;
 use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::process_args::{ProcessArgs, complete_env};
@@ -138,6 +139,16 @@ pub struct RunArgs {
     /// The most that goes through the network device a second, in each direction
     #[arg(long, value_name = "BYTES[,burst=BYTES][,ops=N][,ops-burst=N]", help_heading = NETWORK)]
     net_rate: Option<Rate>,
+    /// Be on a network of casita network create: its VMs reach each other by name
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network: Option<String>,
+    /// One more name on that network; can be given many times
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    network_alias: Vec<String>,
+    /// What the guest may reach outside: all, none, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT,
+    /// each with /tcp or /udp behind it if need be [default: all]
+    #[arg(long, value_name = "all|none|ITEM,ITEM...", help_heading = NETWORK)]
+    egress: Option<EgressPolicy>,
     #[arg(short, long, value_name = "SIZE", help = format!("Guest memory, whole MiB [default: {DEFAULT_MEMORY}]"), help_heading = MACHINE)]
     memory: Option<MemorySize>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
@@ -235,6 +246,9 @@ impl RunArgs {
             exposed: Vec::new(),
             net_rate: self.net_rate,
             disk_rate: self.disk_rate,
+            network: self.network.clone(),
+            network_alias: self.network_alias.clone(),
+            egress: self.egress.clone(),
         });
         if let Some(name) = &config.name {
             vm_name(name)?;

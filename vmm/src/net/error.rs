@@ -8,6 +8,7 @@ use casita_devices::virtio::net::NetError as DeviceError;
 use thiserror::Error;
 
 use super::spec::{Interface, Protocol};
+use crate::networks::NetworkError;
 
 /// Why a VM can't have the network that it was to have.
 #[derive(Debug, Error)]
@@ -138,6 +139,9 @@ pub enum NetError {
     /// It is something else.
     #[error("{0} is not a bridge: `ip link show type bridge` lists those there are")]
     NotABridge(Interface),
+    /// The network of VMs, or what a policy names.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The device can't be made so.
     #[error(transparent)]
     Device(#[from] DeviceError),

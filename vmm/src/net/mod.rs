@@ -8,6 +8,7 @@ pub mod attach;
 mod error;
 mod host;
 pub mod passt;
+mod policy;
 mod ports;
 pub mod spec;
 mod state;
@@ -27,9 +28,11 @@ pub use error::NetError;
 pub use state::{NetworkState, PublishedPort};
 
 use crate::config::{BootMode, MachineConfig};
-use attach::{HostEnd, Settings, Wrap};
+use crate::dirs::Dirs;
+use attach::{HostEnd, Settings};
 use host::Resolvers;
 use passt::Passt;
+use policy::Policy;
 use spec::{Mtu, NetMode, NetSpec, PortSpec};
 use user::Addresses;
 
@@ -38,6 +41,8 @@ use user::Addresses;
 pub struct Identity {
     /// The VM's ID, which no other VM has.
     pub id: String,
+    /// Its name.
+    pub name: String,
     /// Its network the last time it ran: what may be chosen freely stays as it was.
     pub before: Option<NetworkState>,
 }
@@ -66,6 +71,7 @@ pub struct Prepared {
     pub kernel_ip: Option<String>,
     end: HostEnd,
     settings: Settings,
+    policy: Policy,
     /// passt is waited for, with these.
     awaited: Option<Addresses>,
 }
@@ -79,6 +85,9 @@ pub fn check(config: &MachineConfig) -> Result<(), NetError> {
     let name = mode.name();
     let options = Options::of(config);
     let refuse = |text: String| Err(NetError::Options(text));
+    if mode != NetMode::None {
+        policy::check(config, &mode)?;
+    }
     match mode {
         NetMode::None => match options.first() {
             None => Ok(()),
@@ -129,6 +138,9 @@ impl Options {
                 ("--mtu", config.mtu.is_some()),
                 ("--dns", !config.dns.is_empty()),
                 ("--net-rate", config.net_rate.is_some()),
+                ("--network", config.network.is_some()),
+                ("--network-alias", !config.network_alias.is_empty()),
+                ("--egress", config.egress.is_some()),
             ]),
         }
     }
@@ -143,16 +155,20 @@ impl Options {
 ///
 /// # Errors
 /// If it can't be had. Without passt, a VM of which nothing was said goes without a network.
-pub fn prepare(config: &MachineConfig, identity: &Identity) -> Result<Option<Prepared>, NetError> {
+pub fn prepare(
+    config: &MachineConfig,
+    identity: &Identity,
+    dirs: &Dirs,
+) -> Result<Option<Prepared>, NetError> {
     check(config)?;
     let mut spec = config.net.clone().unwrap_or_default();
     spec.mac = config.mac.or(spec.mac);
     spec.mtu = config.mtu.or(spec.mtu);
     match spec.mode {
         NetMode::None => Ok(None),
-        NetMode::User => prepare_user(config, &spec, identity),
+        NetMode::User => prepare_user(config, &spec, identity, dirs),
         NetMode::Tap { .. } | NetMode::Bridge { .. } => {
-            prepare_tap(config, &spec, identity).map(Some)
+            prepare_tap(config, &spec, identity, dirs).map(Some)
         }
     }
 }
@@ -161,6 +177,7 @@ fn prepare_user(
     config: &MachineConfig,
     spec: &NetSpec,
     identity: &Identity,
+    dirs: &Dirs,
 ) -> Result<Option<Prepared>, NetError> {
     let asked = config.net.is_some() || Options::of(config).first().is_some();
     if passt::find().is_none() {
@@ -181,7 +198,12 @@ fn prepare_user(
     let interface = host::ipv6_interface().filter(|_| !narrow);
     let resolvers = host::resolvers();
     let ipv6 = interface.is_some();
-    let addresses = Addresses::new(&config.ip, &config.dns, &resolvers, ipv6)?;
+    let mac = spec.mac.unwrap_or_else(|| identity.mac());
+    let mut policy = Policy::new(config, &spec.mode, mac, identity, dirs)?;
+    let ips = policy.addresses(&config.ip, ipv6);
+    let mut addresses = Addresses::new(&ips, &config.dns, &resolvers, ipv6)?;
+    let own_resolver = policy.resolver(&addresses.dns);
+    addresses.dns.extend(own_resolver);
     let before = identity
         .before
         .as_ref()
@@ -202,15 +224,16 @@ fn prepare_user(
         Vec::new()
     };
     let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
-    let guest = Network {
+    let mut guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),
         gateways: addresses.sides.iter().map(|side| side.gateway).collect(),
         dns: addresses.dns.clone(),
         search: resolvers.search,
-        automatic: false,
+        ..Network::default()
     };
-    let mut prepared = Prepared::new(config, spec, identity, guest, end);
+    policy.complete(&mut guest);
+    let mut prepared = Prepared::new(config, spec, identity, (guest, policy), end);
     prepared.state.ports = told;
     prepared.awaited = awaited;
     Ok(Some(prepared))
@@ -238,6 +261,7 @@ fn prepare_tap(
     config: &MachineConfig,
     spec: &NetSpec,
     identity: &Identity,
+    dirs: &Dirs,
 ) -> Result<Prepared, NetError> {
     let (name, bridge) = match &spec.mode {
         NetMode::Tap { name } => (name.as_ref(), None),
@@ -265,16 +289,20 @@ fn prepare_tap(
             search: Vec::new(),
         },
     };
-    let guest = Network {
+    let mut guest = Network {
         mtu: taken.mtu.map(Mtu::bytes),
         addresses: ips.iter().map(spec::IpSpec::address).collect(),
         gateways: first_of_each_version(ips.iter().filter_map(|ip| ip.gateway)),
         dns: resolvers.servers,
         search: resolvers.search,
         automatic: ips.is_empty(),
+        ..Network::default()
     };
+    let mac = spec.mac.unwrap_or_else(|| identity.mac());
+    let policy = Policy::new(config, &spec.mode, mac, identity, dirs)?;
+    policy.complete(&mut guest);
     let interface = taken.name.clone();
-    let mut prepared = Prepared::new(config, spec, identity, guest, HostEnd::Tap(taken));
+    let mut prepared = Prepared::new(config, spec, identity, (guest, policy), HostEnd::Tap(taken));
     prepared.state.interface = Some(interface);
     prepared.state.bridge = bridge.map(ToString::to_string);
     prepared.state.netns = spec.netns.as_ref().map(ToString::to_string);
@@ -299,7 +327,7 @@ impl Prepared {
         config: &MachineConfig,
         spec: &NetSpec,
         identity: &Identity,
-        guest: Network,
+        (guest, policy): (Network, Policy),
         end: HostEnd,
     ) -> Self {
         let mac = spec.mac.unwrap_or_else(|| identity.mac());
@@ -310,6 +338,11 @@ impl Prepared {
             addresses: guest.addresses.iter().map(address).collect(),
             gateways: guest.gateways.clone(),
             dns: guest.dns.clone(),
+            network: policy.network().map(|(name, _)| name.to_owned()),
+            names: policy
+                .network()
+                .map_or_else(Vec::new, |(_, names)| names.to_vec()),
+            egress: Some(policy.egress().clone()),
             ..NetworkState::none()
         };
         Self {
@@ -325,23 +358,25 @@ impl Prepared {
             },
             guest,
             end,
+            policy,
             awaited: None,
         }
     }
 
-    /// Makes the device, with what `wrap` puts before the host's end. What serves the device is waited
-    /// for if anybody counts on it.
+    /// Makes the device, with what the policy puts before the host's end. What serves the device is
+    /// waited for if anybody counts on it.
     ///
     /// # Errors
     /// If that does not come, or the device can't be made.
-    pub fn device(
-        mut self,
-        wrap: Option<Wrap<'_>>,
-    ) -> Result<(Net, NetDevice, NetworkState), NetError> {
+    pub fn device(mut self) -> Result<(Net, NetDevice, NetworkState), NetError> {
         if let (HostEnd::Passt(passt, _), Some(addresses)) = (&mut self.end, &self.awaited) {
             passt.wait_ready(self.settings.mac, addresses)?;
         }
-        let (net, device) = attach::attach(self.end, &self.settings, wrap)?;
+        let (end, settings) = (self.end, self.settings);
+        let attached = self.policy.wrapped(&self.guest, settings.mac, |wrap| {
+            attach::attach(end, &settings, wrap)
+        });
+        let (net, device) = attached?;
         self.state.vhost = device.vhost;
         Ok((net, device, self.state))
     }

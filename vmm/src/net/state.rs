@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use casita_devices::virtio::net::MacAddress;
+use casita_net::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
 use super::spec::Protocol;
@@ -43,6 +44,15 @@ pub struct NetworkState {
     /// Ports of the host's that lead to the guest.
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
+    /// The network of the user's VMs that it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Its names there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// What it may reach outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressPolicy>,
 }
 
 impl NetworkState {
@@ -60,6 +70,9 @@ impl NetworkState {
             gateways: Vec::new(),
             dns: Vec::new(),
             ports: Vec::new(),
+            network: None,
+            names: Vec::new(),
+            egress: None,
         }
     }
 }

@@ -11,7 +11,11 @@ fn config(net: &str) -> MachineConfig {
 fn a_mac_address_is_local_and_goes_with_the_id() {
     let mac = |id: &str| {
         let id = id.to_owned();
-        Identity { id, before: None }.mac()
+        Identity {
+            id,
+            ..Identity::default()
+        }
+        .mac()
     };
     let one = mac("0123456789ab");
     assert_eq!(one, mac("0123456789ab"));

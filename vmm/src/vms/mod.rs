@@ -22,7 +22,7 @@
 //! what it finds of them.
 
 mod error;
-mod lock;
+pub(crate) mod lock;
 pub mod log;
 mod names;
 mod owned;
