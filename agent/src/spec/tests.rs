@@ -24,6 +24,10 @@ fn spec() -> GuestSpec {
             gateways: vec!["10.0.2.2".parse().unwrap()],
             dns: vec!["::1".parse().unwrap()],
             search: vec!["example".into()],
+            hosts: vec![Host {
+                ip: "10.0.2.9".parse().unwrap(),
+                name: "other".into(),
+            }],
             automatic: false,
         }),
     }
@@ -51,10 +55,12 @@ prop_compose! {
         gateways in vec(any::<IpAddr>(), 0..3),
         dns in vec(any::<IpAddr>(), 0..4),
         search in vec("[a-z0-9._-]{1,255}", 0..3),
+        names in vec((any::<IpAddr>(), "[a-z0-9._-]{1,255}"), 0..3),
         automatic in any::<bool>(),
     ) -> Network {
         let addresses = addresses.into_iter().map(|(ip, prefix)| Address { ip, prefix }).collect();
-        Network { mtu, addresses, gateways, dns, search, automatic }
+        let hosts = names.into_iter().map(|(ip, name)| Host { ip, name }).collect();
+        Network { mtu, addresses, gateways, dns, search, hosts, automatic }
     }
 }
 
@@ -229,11 +235,12 @@ fn a_network_reaches_what_shares_its_prefix() {
 /// Host and agent are built together, but a change of the layout should be seen.
 #[test]
 fn the_layout_is_the_one_of_version_4() {
-    let expected = b"CASITA\0\x01\x04\0\x6a\0\0\0\
+    let expected = b"CASITA\0\x01\x04\0\x76\0\0\0\
         \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\x01\
         \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
         \x01\0\x08/dev/vdc\x05/data\x01\
         \x01\x01\xdc\x0b\x01\0\x0a\0\x02\x0f\x18\x01\0\x0a\0\x02\x02\
-        \x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x07example\0";
+        \x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x07example\
+        \x01\0\x0a\0\x02\x09\x05other\0";
     assert_eq!(encode(&spec()).unwrap(), expected);
 }
