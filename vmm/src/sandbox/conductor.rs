@@ -396,7 +396,7 @@ mod tests {
         drop(guest);
         let sender = thread::spawn(move || {
             for _ in 0..20 {
-                channel::send(&mut &to, Kind::Data, &[0; PART]).unwrap();
+                channel::send(&mut &to, Kind::Data, &vec![0; PART]).unwrap();
             }
             channel::send(&mut &to, Kind::End, &[]).unwrap();
             channel::send(&mut &to, Kind::Stdout, &[]).unwrap();
