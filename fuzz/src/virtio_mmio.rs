@@ -15,7 +15,7 @@ use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig};
 use vm_memory::{Bytes, GuestAddress};
 
-static EVENTS: LazyLock<EventLoop> = LazyLock::new(|| crate::events());
+static EVENTS: LazyLock<EventLoop> = LazyLock::new(crate::events);
 
 /// A device, and a request of the given parts to one of its queues that it answers.
 struct Kind {
