@@ -27,33 +27,41 @@ pub fn tests(suite: &mut Suite) {
     };
     suite.test_if(
         mapper(),
-        "a_disk_that_fails_is_the_guests_error",
+        "host_fault_a_disk_that_fails_is_the_guests_error",
         disk_fails,
     );
-    suite.test_if(mapper(), "a_disk_that_is_slow_is_waited_for", disk_is_slow);
+    suite.test_if(
+        mapper(),
+        "host_fault_a_disk_that_is_slow_is_waited_for",
+        disk_is_slow,
+    );
     let erofs = machine::lacks(image::EROFS.0, image::EROFS.1);
     suite.test_if(
         mapper().or(erofs.clone()),
-        "an_image_that_fails_is_the_guests_error",
+        "host_fault_an_image_that_fails_is_the_guests_error",
         image_fails,
     );
     suite.test_if(
         erofs,
-        "an_image_that_is_cut_off_is_the_guests_error",
+        "host_fault_an_image_that_is_cut_off_is_the_guests_error",
         image_is_cut,
     );
-    suite.test("twenty_kills_while_a_guest_writes", kills);
+    suite.test("host_fault_twenty_kills_while_a_guest_writes", kills);
     let lab =
         || (!machine::is_lab()).then(|| "changes the machine, which the lab is for".to_owned());
     suite.test_if(
         lab(),
-        "a_host_without_memory_loses_that_vm_alone",
+        "host_fault_a_host_without_memory_loses_that_vm_alone",
         out_of_memory,
     );
-    suite.test_if(lab(), "a_clock_that_jumps_changes_nothing", clock);
+    suite.test_if(
+        lab(),
+        "host_fault_a_clock_that_jumps_changes_nothing",
+        clock,
+    );
     suite.test_if(
         machine::lacks_mounts(),
-        "a_log_without_room_stops_no_command",
+        "host_fault_a_log_without_room_stops_no_command",
         full_log,
     );
 }
