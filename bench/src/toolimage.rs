@@ -16,8 +16,8 @@ const GUEST_FIO: &str = include_str!("../guest/guest-fio");
 const FOLDERS: [&str; 11] = [
     "bin", "data", "dev", "etc", "lib64", "proc", "root", "run", "sys", "tmp", "usr/bin",
 ];
-const APPLETS: [&str; 9] = [
-    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find",
+const APPLETS: [&str; 10] = [
+    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find", "rm",
 ];
 
 /// Makes an EROFS image with `programs` at `image`; `folder` is for the tree of files on the way.
