@@ -1,4 +1,4 @@
-//! `casita bench net`: iperf3 from a VM and from a container to the host, on one machine.
+//! `casita bench net`: iperf3 between the host and a VM, a container, and itself.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::boot::{container, name_of};
 use crate::containers::{Containers, Extras, Kind, Standing, is_installed};
 use crate::fingerprint::Fingerprint;
-use crate::hostclock;
 use crate::interrupt::{self, Child, output_of};
 use crate::peers::{self, CASITA};
 use crate::process::Running;
@@ -20,16 +19,34 @@ use crate::record::{Load, Missing, Record, Results, Settings};
 use crate::subjects::{self, Subjects};
 use crate::toolimage;
 
-/// Where the host listens, in a namespace of its own or on loopback: nobody else does there.
+/// Where iperf3 listens: nobody else does there.
 const PORT: &str = "35201";
+/// Where a VM's published port is.
+const LOOPBACK: &str = "127.0.0.1";
 /// The ends of the container's link, of the addresses for documentation (RFC 5737).
 const HOST_END: &str = "192.0.2.1";
 const CONTAINER_END: &str = "192.0.2.2";
 
-/// Which way bytes go, and iperf3's option for it.
-const WAYS: [(&str, Option<&str>); 2] = [
-    ("TCP to the host", None),
-    ("TCP from the host", Some("--reverse")),
+/// Which way bytes go.
+struct Way {
+    name: &'static str,
+    /// iperf3's, if it takes one.
+    option: Option<&'static str>,
+    /// The part of iperf3's account that is by the host's clock.
+    figure: &'static str,
+}
+
+const WAYS: [Way; 2] = [
+    Way {
+        name: "TCP to the host",
+        option: Some("--reverse"),
+        figure: "sum_received",
+    },
+    Way {
+        name: "TCP from the host",
+        option: None,
+        figure: "sum_sent",
+    },
 ];
 
 /// Measures casita, containers and loopback.
@@ -81,9 +98,10 @@ pub fn measure(args: &LoadArgs, casita: &Path) -> Result<Record> {
             runs: args.runs,
         },
         notes: vec![format!(
-            "iperf3, one TCP connection, {} s each, in turns; the server is on this host. The VM has its \
-             default network; the container a network namespace and a veth pair, without bridge or NAT; \
-             loopback has nothing around it.",
+            "iperf3, one TCP connection, {} s each, in turns. Its server is inside, its client on this \
+             host, whose clock counts. The VM has its default network and a published port; the \
+             container a network namespace and a veth pair, without bridge or NAT; loopback has nothing \
+             around it.",
             args.seconds
         )],
         missing,
@@ -104,7 +122,7 @@ fn vm_network(subjects: &Subjects) -> Result<(), String> {
         .args(["run", "--help"])
         .output();
     let help = help.map_err(|error| error.to_string())?;
-    if String::from_utf8_lossy(&help.stdout).contains("--net ") {
+    if String::from_utf8_lossy(&help.stdout).contains("--publish ") {
         Ok(())
     } else {
         Err("not available: this casita has no network for its guests".to_owned())
@@ -132,11 +150,11 @@ impl Bench<'_> {
     ) -> Result<Vec<Load>> {
         let mut progress = Progress::new("net", WAYS.len() * runs * who.len());
         let mut results = Vec::new();
-        for (way, option) in WAYS {
+        for way in &WAYS {
             let mut rates: Vec<Vec<f64>> = who.iter().map(|_| Vec::new()).collect();
             for _ in 0..runs {
                 for ((name, one), rates) in who.iter().zip(&mut rates) {
-                    match self.once(one, option) {
+                    match self.once(one, way) {
                         Ok(rate) => rates.push(rate),
                         Err(error) => {
                             interrupt::check()?;
@@ -151,32 +169,30 @@ impl Bench<'_> {
                 }
             }
             let measured = who.iter().zip(rates).filter(|(_, rates)| !rates.is_empty());
-            results
-                .extend(measured.map(|((name, _), rates)| Load::new(name, way, "Gbit/s", rates)));
+            results.extend(
+                measured.map(|((name, _), rates)| Load::new(name, way.name, "Gbit/s", rates)),
+            );
         }
         Ok(results)
     }
 
-    /// Gbit/s of one connection. The server serves one and ends.
-    fn once(&self, who: &Who<'_>, option: Option<&str>) -> Result<f64> {
-        let server_at = match who {
-            Who::Container(..) => HOST_END,
-            Who::Casita | Who::Loopback => "127.0.0.1",
-        };
-        let mut server = Command::new("iperf3");
-        server.args(["--server", "--one-off", "--forceflush", "--port", PORT]);
-        let mut server = Running::start(server.args(["--bind", server_at]))?;
-        server.line_with("listening")?;
-        let seconds = self.seconds.to_string();
-        let words = |host: &str| {
-            let words = ["iperf3", "--json", "--port", PORT, "--time", &seconds];
-            let words = words.into_iter().chain(option).chain(["--client", host]);
-            words.map(str::to_owned).collect::<Vec<String>>()
-        };
-        let output = match who {
+    /// Gbit/s of one connection. The server is inside, serves one and ends; the client is here, so
+    /// that the host's clock counts.
+    fn once(&self, who: &Who<'_>, way: &Way) -> Result<f64> {
+        let words = [
+            "iperf3",
+            "--server",
+            "--one-off",
+            "--forceflush",
+            "--port",
+            PORT,
+        ];
+        let mut _standing = None;
+        let (mut server, address) = match who {
             Who::Loopback => {
-                let words = words(server_at);
-                output_of(Command::new(&words[0]).args(&words[1..]))?
+                let mut command = Command::new(words[0]);
+                command.args(&words[1..]).args(["--bind", LOOPBACK]);
+                (command, LOOPBACK)
             }
             Who::Container(kind, link) => {
                 let name = format!("casita-bench-{}-net", std::process::id());
@@ -187,36 +203,38 @@ impl Bench<'_> {
                     folder: Some((tmp, "/tmp")),
                     network: Some(link.path()),
                 };
-                let words = words(HOST_END);
-                let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                let mut command = self.containers.run_with(*kind, &name, &words, &extras)?;
-                let standing = Standing::new(*kind, &name);
-                let output = output_of(&mut command)?;
-                standing.forget();
-                output
+                let command = self.containers.run_with(*kind, &name, &words, &extras)?;
+                _standing = Some(Standing::new(*kind, &name));
+                (command, CONTAINER_END)
             }
             Who::Casita => {
-                // The guest's gateway is the host.
-                let gateway = "/bin/busybox ip route | /bin/busybox awk '/^default/ { print $3 }'";
-                let script = format!("exec {}", words(&format!("$({gateway})")).join(" "));
-                let words = ["/bin/sh".to_owned(), "-c".to_owned(), script];
                 let mut command = peers::casita(self.subjects, "256M")?;
-                let held = hostclock::held(command.arg("--"), &words)?;
-                return Ok(parse(&held.output)? / held.host_per_guest);
+                command
+                    .arg("--publish")
+                    .arg(format!("{LOOPBACK}:{PORT}:{PORT}"));
+                command.arg("--").args(words);
+                (command, LOOPBACK)
             }
         };
-        parse(&output)
+        let mut server = Running::start(&mut server)?;
+        server.line_with("listening")?;
+        let seconds = self.seconds.to_string();
+        let mut client = Command::new("iperf3");
+        client.args([
+            "--json", "--port", PORT, "--time", &seconds, "--client", address,
+        ]);
+        parse(&output_of(client.args(way.option))?, way.figure)
     }
 }
 
-/// Reads what the receiver saw from iperf3's JSON.
-fn parse(output: &[u8]) -> Result<f64> {
+/// Reads a rate from iperf3's JSON: that of the side which is here.
+fn parse(output: &[u8], figure: &str) -> Result<f64> {
     let value: Value = serde_json::from_slice(output)
         .with_context(|| format!("iperf3 said: {}", interrupt::last_line(output)))?;
     if let Some(error) = value["error"].as_str() {
         bail!("iperf3: {error}");
     }
-    let rate = value["end"]["sum_received"]["bits_per_second"].as_f64();
+    let rate = value["end"][figure]["bits_per_second"].as_f64();
     Ok(rate.context("iperf3 tells no rate")? / 1e9)
 }
 
@@ -294,11 +312,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_receivers_rate_counts_and_errors_are_told() {
+    fn the_rate_of_the_side_that_is_here_counts_and_errors_are_told() {
         let said = br#"{"end": {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 2.5e9}}}"#;
-        assert!((parse(said).unwrap() - 2.5).abs() < 1e-9);
-        let error = parse(br#"{"error": "unable to connect"}"#).unwrap_err();
+        let rates = WAYS.map(|way| parse(said, way.figure).unwrap());
+        assert!((rates[0] - 2.5).abs() < 1e-9 && (rates[1] - 9.0).abs() < 1e-9);
+        let error = parse(br#"{"error": "unable to connect"}"#, "sum_sent").unwrap_err();
         assert!(error.to_string().contains("unable to connect"));
-        assert!(parse(b"nonsense").is_err() && parse(b"{}").is_err());
+        assert!(parse(b"nonsense", "sum_sent").is_err() && parse(b"{}", "sum_sent").is_err());
     }
 }

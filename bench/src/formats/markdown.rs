@@ -28,7 +28,7 @@ fn section(record: &Record) -> String {
     let mut text = format!("{BEGIN}{} -->\n", name(record));
     for table in &tables {
         // Writing to a string can't fail.
-        let _ = writeln!(text, "{} ({}):\n", table.title, record.place());
+        let _ = writeln!(text, "{}; {}:\n", table.title, record.place());
         text += &rows(table);
     }
     for missing in &record.missing {

@@ -58,14 +58,14 @@ fn row(scene: &mut Scene, timed: &Timed, axis: &Axis, y: f64) {
     let ours = timed.name.starts_with("casita");
     let label = if ours { label.bold() } else { label };
     scene.text(LEFT - 16.0, y, shortened(&timed.name, 18), label);
-    scene.glass(LEFT, y - BAR / 2.0, at(0.5) - LEFT, BAR, colour, 0.4);
+    scene.glass(LEFT, y - BAR / 2.0, at(0.5) - LEFT, BAR, colour, 0.65);
     scene.path(vec![(at(0.0), y), (at(1.0), y)], colour, 2.0);
     for end in [0.0, 1.0] {
         scene.path(vec![(at(end), y - 5.0), (at(end), y + 5.0)], colour, 2.0);
     }
     let width = (at(0.75) - at(0.25)).max(2.0);
     scene.rect(at(0.25), y - BOX / 2.0, width, BOX, SURFACE);
-    scene.glass(at(0.25), y - BOX / 2.0, width, BOX, colour, 0.55);
+    scene.glass(at(0.25), y - BOX / 2.0, width, BOX, colour, 0.8);
     for (place, sample) in timed.samples_ms.iter().enumerate() {
         // Apart, so that equal runs are seen as several; the same in each report.
         let offset = f64::from(u8::try_from(place * 5 % 9).unwrap_or(0)) - 4.0;

@@ -35,7 +35,7 @@ pub enum BenchCommand {
     Density(DensityArgs),
     /// Disk: fio in a VM and in a container, on the same disk of the host's
     Io(LoadArgs),
-    /// Network: iperf3 from a VM and from a container to the host
+    /// Network: iperf3 between the host and a VM, and a container
     Net(LoadArgs),
     /// Print saved results (--format json) in another way, several in one report
     Report(ReportArgs),
