@@ -22,8 +22,7 @@ const FOLDERS: [&str; 11] = [
     "bin", "data", "dev", "etc", "lib64", "proc", "root", "run", "sys", "tmp", "usr/bin",
 ];
 const APPLETS: [&str; 11] = [
-    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find", "rm",
-    "ip",
+    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find", "rm", "ip",
 ];
 
 /// Makes an EROFS image with `programs` at `image`; `folder` is for the tree of files on the way.
