@@ -80,11 +80,13 @@ impl Vector {
         if !header.is_empty() {
             self.0.push(writable(header));
         }
-        let start = self.0.len();
+        let (start, capacity) = (self.0.len(), landing.capacity());
         let (head, rest) = landing.parts();
         self.0.push(writable(head));
         rest.append_to(&mut self.0);
-        self.cut(start, from, limit);
+        if from > 0 || limit < capacity {
+            self.cut(start, from, limit);
+        }
         self.0.push(writable(spare));
         let count = self.count()?;
         let fd = fd.as_raw_fd();
