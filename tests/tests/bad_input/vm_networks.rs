@@ -6,6 +6,7 @@ use casita_tests::suite::Suite;
 
 use super::{check_refusal, each, place, refused};
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub fn tests(suite: &mut Suite) {
     let cases: &[(&str, (&str, &str))] = &[
         ("egress_of_nothing", ("", "empty item")),

@@ -67,7 +67,7 @@ fn private(pid: i32) -> Result<u64> {
 /// The root image that a monitor has mapped, and the rights of each of its mappings.
 fn mapped_image(pid: i32) -> Result<(PathBuf, Vec<String>)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let lines = maps.lines().filter(|line| line.ends_with(".erofs"));
+    let lines = maps.lines().filter(|line| line.contains(".erofs"));
     let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
     let (mut path, mut rights) = (None, Vec::new());
     for words in words {
