@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::confine::Sandbox;
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::process_config::{Period, Signal, Ulimit};
@@ -158,6 +159,18 @@ pub struct MachineConfig {
     pub stop_timeout: Option<Period>,
     /// The command's resource limits, as `NAME=SOFT[:HARD]`.
     pub ulimit: Vec<Ulimit>,
+    /// How much the monitor confines itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
+    /// The host's user that a monitor of root's becomes; 0 to stay root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// The most threads of the monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
 }
 
 /// Why a machine file was refused.
@@ -309,6 +322,10 @@ impl MachineConfig {
             stop_signal: over.stop_signal.or(self.stop_signal),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),
             ulimit: [self.ulimit, over.ulimit].concat(),
+            sandbox: over.sandbox.or(self.sandbox),
+            uid: over.uid.or(self.uid),
+            gid: over.gid.or(self.gid),
+            pids_limit: over.pids_limit.or(self.pids_limit),
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod control;
 pub mod cp;

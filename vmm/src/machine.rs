@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use casita_devices::event_loop::EventLoop;
+use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
@@ -20,12 +20,13 @@ use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
+use crate::confine::{self, Role};
 use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
 use crate::share::Share;
 use crate::stats::RunStats;
 use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
-use crate::vm_stats::{self, BlockStats, MemoryStats, VmStats};
+use crate::vm_stats::{self, BlockStats, OwnMemory, VmStats};
 pub use command::{Answer, Command, Ended, Reply};
 
 /// What can happen to a machine that its owner must know.
@@ -142,7 +143,10 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The console's input can't be used.
+    /// The I/O thread can't be started.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// The console can't be used.
     #[error(transparent)]
     Serial(#[from] SerialError),
 }
@@ -162,8 +166,6 @@ pub struct Outcome {
 pub struct Devices {
     /// The console.
     pub serial: Serial,
-    /// Its output, on the I/O thread.
-    pub serial_output: SerialOutput,
     /// What the user types, from the start of the run on.
     pub keyboard: Option<Input>,
     /// The guest's own account of its boot and of its command's end.
@@ -198,6 +200,8 @@ pub struct Machine {
     pub sender: EventSender,
     /// What they told.
     pub events: Receiver<Event>,
+    /// Where the host's kernel counts this process's memory.
+    pub own_memory: OwnMemory,
     /// What the start cost so far.
     pub stats: RunStats,
 }
@@ -211,8 +215,9 @@ impl Machine {
     /// Runs the guest until its end.
     ///
     /// # Errors
-    /// If the host has no thread left for a vCPU, or the console can't be read.
+    /// If the host has no thread left, or the console can't be used.
     pub fn run(mut self) -> Result<Outcome, RunError> {
+        let _output = self.start_io()?;
         let typed = self.devices.keyboard.take();
         let _typed = typed
             .map(|input| self.devices.serial.start_input(&self.io.handle(), input))
@@ -243,6 +248,16 @@ impl Machine {
         })
     }
 
+    /// Starts the I/O thread, and the console's output on it.
+    fn start_io(&mut self) -> Result<SerialOutput, RunError> {
+        let sender = self.sender.clone();
+        self.io.start(move |message| {
+            let thread = "io".to_owned();
+            sender.send(Event::Panicked { thread, message });
+        })?;
+        Ok(self.devices.serial.start_output(&self.io.handle())?)
+    }
+
     fn run_until_end(&mut self, running: &mut Running) -> Result<End, RunError> {
         for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
             let (buses, gate) = (self.buses.clone(), running.gate.clone());
@@ -250,6 +265,9 @@ impl Machine {
             let thread = thread.map_err(|source| RunError::Thread { index, source })?;
             running.threads.push(thread);
         }
+        // They wait until this thread, too, has only what it needs.
+        confine::enter_role(Role::Control);
+        running.gate.resume();
         let mut deadline = None;
         while let Some(event) = self.next_event(deadline) {
             match event {
@@ -305,8 +323,8 @@ impl Machine {
         let disks = self.devices.disks.iter();
         VmStats {
             cpu_ms: vm_stats::cpu_ms(),
-            vcpus_ms: vm_stats::vcpus_ms(),
-            memory: MemoryStats::of_self(self.vm.ram().layout().bytes()),
+            vcpus_ms: running.threads.iter().map(VcpuThread::cpu_ms).collect(),
+            memory: self.own_memory.stats(self.vm.ram().layout().bytes()),
             block: disks
                 .map(|(name, traffic)| BlockStats::of(name, traffic))
                 .collect(),
@@ -338,7 +356,7 @@ struct Running {
 impl Running {
     fn new(vcpus: usize) -> Self {
         Self {
-            gate: Arc::new(Gate::new(vcpus)),
+            gate: Arc::new(Gate::closed(vcpus)),
             threads: Vec::with_capacity(vcpus),
             since: Instant::now(),
         }

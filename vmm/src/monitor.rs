@@ -18,13 +18,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use casita_devices::virtio::vsock::Ports;
 use log::Level;
 use thiserror::Error;
 
 use crate::assemble::{AssembleError, ConsoleUse, OnAgent, Surroundings, assemble};
 use crate::config::{BootMode, MachineConfig};
+use crate::confine::{self, ConfineError, Confined, Confinement, Role};
 use crate::console::{Console, RawTerminal};
-use crate::control::{ControlServer, ControlTarget};
+use crate::control::{ControlServer, ControlSocket, ControlTarget};
 use crate::dirs::Dirs;
 use crate::link::{LinkError, LinkEvent};
 use crate::machine::{End, Event, EventSender, Outcome, RunError, events};
@@ -60,6 +62,9 @@ pub struct VmRun<'a> {
     pub runtime_dir: Option<&'a Path>,
     /// For telling whether the VM is paused; without one nobody is told.
     pub teller: Option<Teller>,
+    /// How this process confines itself, for good, before the guest's first instruction; without
+    /// it, it does not.
+    pub confine: Option<Confine>,
     /// For what the kernel and the agent write to the console.
     pub console_log: Option<File>,
     /// Whether to refuse a KVM that can't run Linux before trying.
@@ -76,6 +81,16 @@ pub struct VmRun<'a> {
 /// See [`VmRun::on_given_up`].
 pub type OnGivenUp = Box<dyn FnOnce() + Send>;
 
+/// How a process that runs a VM confines itself. It can do little more afterwards than to end.
+pub struct Confine {
+    /// How.
+    pub how: Confinement,
+    /// Told what it was confined to.
+    pub on_confined: Box<dyn FnOnce(&Confined)>,
+    /// The way to vsock ports of the host, which this process can't reach by itself any more.
+    pub ports: Ports,
+}
+
 /// Why a VM could not be run. Nothing of it is left.
 #[derive(Debug, Error)]
 pub enum MonitorError {
@@ -85,6 +100,9 @@ pub enum MonitorError {
     /// It could not be run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The process that is to run it could not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// Its agent could not be listened to.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -119,6 +137,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             sender: sender.clone(),
             events: receiver,
             check_kvm: vm.check_kvm,
+            ports: ports(vm.confine.as_ref()),
             stats: vm.stats,
         },
     )?;
@@ -133,9 +152,12 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let target: Arc<dyn Target> = hub.clone();
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);
+    let socket = listen(vm.runtime_dir)?;
+    confine_process(vm.confine)?;
+    link.listen_to_agent()?;
     let on_signal = forwarder.clone();
     let signals = watch(vm.signals, move |signal| on_signal.on_signal(signal))?;
-    let control = serve(vm.runtime_dir, &hub)?;
+    let control = serve(socket, &hub)?;
     start_clock(&hub)?;
     let main_process = MainProcess {
         hub: hub.clone(),
@@ -175,10 +197,13 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             sender: sender.clone(),
             events: receiver,
             check_kvm: vm.check_kvm,
+            ports: ports(vm.confine.as_ref()),
             stats: vm.stats,
         },
     )?;
     drop(early);
+    let socket = listen(vm.runtime_dir)?;
+    confine_process(vm.confine)?;
     let told = sender.clone();
     let signals = watch(vm.signals, move |signal| {
         if signals::ENDING.contains(&signal) {
@@ -186,7 +211,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
         }
     })?;
     let hub = Hub::new(sender, None, vm.config, Arc::default(), vm.teller);
-    let control = serve(vm.runtime_dir, &hub)?;
+    let control = serve(socket, &hub)?;
     start_clock(&hub)?;
     let raw = raw.then(RawTerminal::enter).transpose();
     let raw = raw.map_err(|error| MonitorError::Host("set the terminal up", error))?;
@@ -250,9 +275,34 @@ fn watch(
     watcher.map_err(|error| MonitorError::Host("wait for signals", error))
 }
 
-fn serve(dir: Option<&Path>, hub: &Arc<Hub>) -> Result<Option<ControlServer>, MonitorError> {
+fn ports(confine: Option<&Confine>) -> Option<Ports> {
+    confine.map(|confine| confine.ports.clone())
+}
+
+/// All that this VM needs is open, and this is the only thread.
+fn confine_process(confine: Option<Confine>) -> Result<(), MonitorError> {
+    if let Some(Confine {
+        how, on_confined, ..
+    }) = confine
+    {
+        on_confined(&confine::enter(how)?);
+    }
+    Ok(())
+}
+
+fn listen(dir: Option<&Path>) -> Result<Option<ControlSocket>, MonitorError> {
+    dir.map(ControlSocket::listen)
+        .transpose()
+        .map_err(|error| MonitorError::Host("make the VM's control socket", error))
+}
+
+fn serve(
+    socket: Option<ControlSocket>,
+    hub: &Arc<Hub>,
+) -> Result<Option<ControlServer>, MonitorError> {
     let target: Arc<dyn ControlTarget> = hub.clone();
-    dir.map(|dir| ControlServer::start(dir, target))
+    socket
+        .map(|socket| ControlServer::serve(socket, target))
         .transpose()
         .map_err(|error| MonitorError::Host("make the VM's control socket", error))
 }
@@ -278,6 +328,9 @@ fn spawn<T: Send + 'static>(
 ) -> Result<JoinHandle<T>, MonitorError> {
     thread::Builder::new()
         .name(name.into())
-        .spawn(work)
+        .spawn(move || {
+            confine::enter_role(Role::Control);
+            work()
+        })
         .map_err(|error| MonitorError::Host("start a thread", error))
 }

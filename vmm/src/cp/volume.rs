@@ -86,6 +86,7 @@ pub fn with_volume(
         on_started: Some(Box::new(on_started)),
         on_given_up: Some(Box::new(move || drop(std::fs::remove_dir_all(given_up)))),
         teller: None,
+        confine: None,
         stats: RunStats::default(),
     })
     .map_err(Box::new)?;
