@@ -224,6 +224,7 @@ pub fn assemble(
         slots,
         transports,
         disks,
+        largest_disk,
         ..
     } = virtio;
     let ports = make_ports(&serial, &stamps, &around.sender)?;
@@ -268,6 +269,7 @@ pub fn assemble(
         vm,
         sender: around.sender,
         events: around.events,
+        largest_disk,
         own_memory: OwnMemory::open(),
         stats,
     })

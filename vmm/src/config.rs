@@ -171,6 +171,12 @@ pub struct MachineConfig {
     /// The most threads of the monitor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
+    /// The VM's weight of the host's CPU time, as Docker counts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u32>,
+    /// Its weight of the host's block I/O.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blkio_weight: Option<u16>,
 }
 
 /// Why a machine file was refused.
@@ -326,6 +332,8 @@ impl MachineConfig {
             uid: over.uid.or(self.uid),
             gid: over.gid.or(self.gid),
             pids_limit: over.pids_limit.or(self.pids_limit),
+            cpu_shares: over.cpu_shares.or(self.cpu_shares),
+            blkio_weight: over.blkio_weight.or(self.blkio_weight),
         }
     }
 

@@ -32,6 +32,8 @@ pub mod share;
 pub mod signals;
 pub mod staging;
 pub mod stats;
+#[cfg(feature = "takeover")]
+pub mod takeover;
 pub mod time;
 pub mod vcpu;
 pub mod vm_stats;

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cli::{CliError, EXIT_CASITA};
-use crate::config::{BootMode, MachineConfig};
-use crate::confine::{Confinement, Ids, Sandbox};
+use crate::config::{BootMode, DEFAULT_MEMORY, MachineConfig};
+use crate::confine::{Confinement, Ids, Most, Sandbox};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Confine, Ended, MonitorError, OnGivenUp, VmRun};
@@ -210,16 +210,21 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
             Some(Ids { uid, gid })
         }
     };
-    let connecting = keeper.clone();
+    let (connecting, waiting) = (keeper.clone(), keeper.clone());
     Some(Confine {
         how: Confinement {
             strict: config.sandbox == Some(Sandbox::Strict),
             ids,
-            pids_limit: config.pids_limit,
+            most: Most {
+                threads: config.pids_limit,
+                guest_memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
+                file: None,
+            },
             inherited,
             told: Some(keeper.socket().as_raw_fd()),
             ..Confinement::default()
         },
+        cgroup: Box::new(move || waiting.cgroup()),
         on_confined: Box::new(move |confined| {
             if let Err(error) = keeper.confined(confined) {
                 log::warn!("how the VM is confined could not be told: {error}");

@@ -1,5 +1,5 @@
 //! A machine and its one owner: everything of a VM lives here, and only the thread that calls
-//! [`Machine::run`] decides about its end. Others tell it of [`Event`]s.
+//! [`RunningMachine::run`] decides about its end. Others tell it of [`Event`]s.
 
 mod command;
 
@@ -25,7 +25,7 @@ use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
 use crate::share::Share;
 use crate::stats::RunStats;
-use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
+use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuReport, VcpuThread};
 use crate::vm_stats::{self, BlockStats, OwnMemory, VmStats};
 pub use command::{Answer, Command, Ended, Reply};
 
@@ -200,6 +200,8 @@ pub struct Machine {
     pub sender: EventSender,
     /// What they told.
     pub events: Receiver<Event>,
+    /// The length of its largest disk, in bytes.
+    pub largest_disk: u64,
     /// Where the host's kernel counts this process's memory.
     pub own_memory: OwnMemory,
     /// What the start cost so far.
@@ -212,23 +214,76 @@ impl Machine {
         self.devices.link.as_ref()
     }
 
-    /// Runs the guest until its end.
+    /// Starts the threads of devices and vCPUs, and lets the guest run. From here on this thread,
+    /// and those that it starts, make no system calls but those of [`Role::Control`].
     ///
     /// # Errors
     /// If the host has no thread left, or the console can't be used.
-    pub fn run(mut self) -> Result<Outcome, RunError> {
-        let _output = self.start_io()?;
+    pub fn start(mut self) -> Result<RunningMachine, RunError> {
+        let output = self.start_io()?;
+        let mut running = Running::new(self.vcpus.len());
+        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
+            let (buses, gate) = (self.buses.clone(), running.gate.clone());
+            let thread = VcpuThread::spawn(index, fd, buses, gate, self.sender.clone());
+            let thread = thread.map_err(|source| RunError::Thread { index, source })?;
+            running.threads.push(thread);
+        }
+        // They wait until this thread, too, has only what it needs.
+        confine::enter_role(Role::Control);
+        running.gate.resume();
+        Ok(RunningMachine {
+            running,
+            machine: self,
+            _output: output,
+        })
+    }
+
+    /// Starts the I/O thread, and the console's output on it.
+    fn start_io(&mut self) -> Result<SerialOutput, RunError> {
+        let sender = self.sender.clone();
+        self.io.start(move |message| {
+            let thread = "io".to_owned();
+            sender.send(Event::Panicked { thread, message });
+        })?;
+        Ok(self.devices.serial.start_output(&self.io.handle())?)
+    }
+}
+
+/// A machine whose guest runs. Dropping it ends the guest.
+pub struct RunningMachine {
+    /// The vCPUs, which go first.
+    running: Running,
+    machine: Machine,
+    _output: SerialOutput,
+}
+
+impl RunningMachine {
+    /// Waits for the guest's end.
+    ///
+    /// # Errors
+    /// If the console can't be read.
+    pub fn run(self) -> Result<Outcome, RunError> {
+        let Self {
+            mut running,
+            machine,
+            _output: output,
+        } = self;
+        let outcome = machine.run(&mut running);
+        drop(output);
+        outcome
+    }
+}
+
+impl Machine {
+    fn run(mut self, running: &mut Running) -> Result<Outcome, RunError> {
         let typed = self.devices.keyboard.take();
         let _typed = typed
             .map(|input| self.devices.serial.start_input(&self.io.handle(), input))
             .transpose()?;
-        let mut running = Running::new(self.vcpus.len());
-        let end = self.run_until_end(&mut running);
-        running.gate.stop();
-        running.kick();
-        self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
-        let threads = running.threads.into_iter();
-        let reports: Vec<_> = threads.map(VcpuThread::join).collect();
+        let end = self.run_until_end(running);
+        running.stop();
+        self.finish_output(end.is_the_guests());
+        let reports = running.join();
 
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
@@ -242,32 +297,13 @@ impl Machine {
         let status = self.devices.stamps.exit_status();
         let exit_status = status.map(|status| u8::try_from(status).unwrap_or(u8::MAX));
         Ok(Outcome {
-            end: end?,
+            end,
             exit_status,
             stats,
         })
     }
 
-    /// Starts the I/O thread, and the console's output on it.
-    fn start_io(&mut self) -> Result<SerialOutput, RunError> {
-        let sender = self.sender.clone();
-        self.io.start(move |message| {
-            let thread = "io".to_owned();
-            sender.send(Event::Panicked { thread, message });
-        })?;
-        Ok(self.devices.serial.start_output(&self.io.handle())?)
-    }
-
-    fn run_until_end(&mut self, running: &mut Running) -> Result<End, RunError> {
-        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
-            let (buses, gate) = (self.buses.clone(), running.gate.clone());
-            let thread = VcpuThread::spawn(index, fd, buses, gate, self.sender.clone());
-            let thread = thread.map_err(|source| RunError::Thread { index, source })?;
-            running.threads.push(thread);
-        }
-        // They wait until this thread, too, has only what it needs.
-        confine::enter_role(Role::Control);
-        running.gate.resume();
+    fn run_until_end(&self, running: &Running) -> End {
         let mut deadline = None;
         while let Some(event) = self.next_event(deadline) {
             match event {
@@ -276,17 +312,17 @@ impl Machine {
                 }
                 Event::Command(Command::Kill, reply) => {
                     reply.answer(Answer::Done);
-                    return Ok(End::Killed);
+                    return End::Killed;
                 }
                 Event::Command(command, reply) => self.obey(command, reply, running),
                 event => {
                     if let Some(end) = End::of(event) {
-                        return Ok(end);
+                        return end;
                     }
                 }
             }
         }
-        Ok(End::AgentGone)
+        End::AgentGone
     }
 
     /// The next event; None if there is none until `deadline`.
@@ -362,9 +398,27 @@ impl Running {
         }
     }
 
+    /// Makes all vCPUs end.
+    fn stop(&self) {
+        self.gate.stop();
+        self.kick();
+    }
+
+    /// Waits until they have.
+    fn join(&mut self) -> Vec<VcpuReport> {
+        self.threads.drain(..).map(VcpuThread::join).collect()
+    }
+
     /// Makes all vCPUs look at the gate.
     fn kick(&self) {
         self.threads.iter().for_each(VcpuThread::kick);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        self.join();
     }
 }
 

@@ -12,24 +12,28 @@ mod main_process;
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use casita_devices::stamp::monotonic_ns;
 use casita_devices::virtio::vsock::Ports;
 use log::Level;
 use thiserror::Error;
 
 use crate::assemble::{AssembleError, ConsoleUse, OnAgent, Surroundings, assemble};
 use crate::config::{BootMode, MachineConfig};
-use crate::confine::{self, ConfineError, Confined, Confinement, Role};
+use crate::confine::{self, ConfineError, Confined, Confinement, Layer, Missing, Role};
 use crate::console::{Console, RawTerminal};
 use crate::control::{ControlServer, ControlSocket, ControlTarget};
 use crate::dirs::Dirs;
 use crate::link::{LinkError, LinkEvent};
-use crate::machine::{End, Event, EventSender, Outcome, RunError, events};
+use crate::machine::{
+    End, Event, EventSender, Machine, Outcome, RunError, RunningMachine, events,
+};
 use crate::session::{Forwarder, Target};
 use crate::signals::{self, Signals, Watcher};
 use crate::stats::RunStats;
@@ -85,6 +89,8 @@ pub type OnGivenUp = Box<dyn FnOnce() + Send>;
 pub struct Confine {
     /// How.
     pub how: Confinement,
+    /// The cgroup that was made for it, or why there is none.
+    pub cgroup: Box<dyn FnOnce() -> Result<PathBuf, String>>,
     /// Told what it was confined to.
     pub on_confined: Box<dyn FnOnce(&Confined)>,
     /// The way to vsock ports of the host, which this process can't reach by itself any more.
@@ -153,7 +159,8 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);
     let socket = listen(vm.runtime_dir)?;
-    confine_process(vm.confine)?;
+    let attached = matches!(vm.attachment, Attachment::Attached(_));
+    let machine = start(machine, vm.confine, attached)?;
     link.listen_to_agent()?;
     let on_signal = forwarder.clone();
     let signals = watch(vm.signals, move |signal| on_signal.on_signal(signal))?;
@@ -184,6 +191,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let (sender, receiver) = events();
     let early = watch_early(vm.signals, &sender, vm.on_given_up)?;
     let own = Console::detect();
+    let attached = matches!(vm.attachment, Attachment::Attached(_));
     let (console, raw) = match vm.attachment {
         Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal)),
         Attachment::Logged { stdout, .. } => (ConsoleUse::Log(stdout), false),
@@ -203,7 +211,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     )?;
     drop(early);
     let socket = listen(vm.runtime_dir)?;
-    confine_process(vm.confine)?;
+    let machine = start(machine, vm.confine, attached)?;
     let told = sender.clone();
     let signals = watch(vm.signals, move |signal| {
         if signals::ENDING.contains(&signal) {
@@ -279,15 +287,49 @@ fn ports(confine: Option<&Confine>) -> Option<Ports> {
     confine.map(|confine| confine.ports.clone())
 }
 
-/// All that this VM needs is open, and this is the only thread.
-fn confine_process(confine: Option<Confine>) -> Result<(), MonitorError> {
-    if let Some(Confine {
-        how, on_confined, ..
+/// Lets the guest run, once this process is confined: all that the VM needs is open, and this is
+/// the only thread.
+fn start(
+    mut machine: Machine,
+    confine: Option<Confine>,
+    attached: bool,
+) -> Result<RunningMachine, MonitorError> {
+    let Some(Confine {
+        mut how,
+        cgroup,
+        on_confined,
+        ..
     }) = confine
-    {
-        on_confined(&confine::enter(how)?);
+    else {
+        return Ok(machine.start()?);
+    };
+    match cgroup() {
+        Ok(dir) => how.cgroup = Some(dir),
+        Err(why) => how.missing.push(Missing {
+            layer: Layer::CgroupLimits,
+            why,
+        }),
     }
-    Ok(())
+    how.most.file = file_limit(&machine, attached);
+    let confined = confine::enter(how)?;
+    machine.stats.stage("confined", monotonic_ns());
+    let machine = machine.start()?;
+    // The guest need not wait for this.
+    on_confined(&confined);
+    Ok(machine)
+}
+
+/// The length that no file of ours has to grow beyond: that of the largest disk, or of logs. A file
+/// that the user has given us as standard output may be longer than any.
+fn file_limit(machine: &Machine, attached: bool) -> Option<u64> {
+    const LOGS: u64 = 256 << 20;
+    let is_file = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|found| {
+            rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::RegularFile
+        })
+    };
+    let given = attached && (is_file(io::stdout().as_fd()) || is_file(io::stderr().as_fd()));
+    (!given).then(|| machine.largest_disk.max(LOGS))
 }
 
 fn listen(dir: Option<&Path>) -> Result<Option<ControlSocket>, MonitorError> {

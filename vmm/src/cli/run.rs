@@ -140,6 +140,12 @@ pub struct RunArgs {
     /// Most threads of the monitor on this host [default: 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..), help_heading = SANDBOX)]
     pids_limit: Option<u64>,
+    /// Weight of CPU time beside others, from 2 to 262144, if a cgroup can be made [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=262_144), help_heading = SANDBOX)]
+    cpu_shares: Option<u32>,
+    /// Weight of block I/O beside others, from 10 to 1000, if a cgroup can be made
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(10..=1000), help_heading = SANDBOX)]
+    blkio_weight: Option<u16>,
     /// Write the stages of the boot and the VM exits to FILE, as JSON
     #[arg(long, value_name = "FILE", help_heading = MACHINE)]
     stats: Option<PathBuf>,
@@ -208,6 +214,8 @@ impl RunArgs {
             uid: self.uid,
             gid: self.gid,
             pids_limit: self.pids_limit,
+            cpu_shares: self.cpu_shares,
+            blkio_weight: self.blkio_weight,
         });
         if let Some(name) = &config.name {
             vm_name(name)?;

@@ -121,6 +121,9 @@ pub(super) fn restrict(
     folders: &[PathBuf],
     progress: &mut Progress,
 ) -> Result<Option<i32>, ConfineError> {
+    if !progress.wants(Layer::Landlock) {
+        return Ok(None);
+    }
     let abi = match abi() {
         Ok(abi) => abi,
         Err(error) => {

@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::{ConfineError, Layer, Progress};
 
 /// Threads of a monitor, when nothing is said: two for each process of a client's, and some.
-const THREADS: u64 = 4096;
+pub const THREADS: u64 = 4096;
 
 /// The descriptors that this process was started with, beside the standard streams. Call it before
 /// any is opened.
@@ -66,8 +66,28 @@ pub(super) fn close(inherited: &[RawFd]) {
     }
 }
 
+/// What a monitor has of its own beside guest memory and stacks, far more than it uses.
+const OWN_MEMORY: u64 = 256 << 20;
+/// The stack of a thread.
+const STACK: u64 = 2 << 20;
+
+/// What a process may use at most.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Most {
+    /// Threads.
+    pub threads: Option<u64>,
+    /// The guest's memory, in bytes.
+    pub guest_memory: u64,
+    /// The length of the largest file that it may write to, in bytes.
+    pub file: Option<u64>,
+}
+
 /// Sets the limits of this process.
-pub(super) fn set(threads: Option<u64>, progress: &mut Progress) -> Result<(), ConfineError> {
+pub(super) fn set(most: Most, progress: &mut Progress) -> Result<(), ConfineError> {
+    if !progress.wants(Layer::ResourceLimits) {
+        return Ok(());
+    }
+    let threads = most.threads.unwrap_or(THREADS);
     let both = |limit| Rlimit {
         current: Some(limit),
         maximum: Some(limit),
@@ -79,7 +99,17 @@ pub(super) fn set(threads: Option<u64>, progress: &mut Progress) -> Result<(), C
     let mut limits = vec![(Resource::Core, 0), (Resource::Msgqueue, 0)];
     if user_namespace {
         // Counted for the user in its namespace, which is this process.
-        limits.push((Resource::Nproc, threads.unwrap_or(THREADS)));
+        limits.push((Resource::Nproc, threads));
+    }
+    if most.guest_memory > 0 {
+        let data = most.guest_memory + OWN_MEMORY + threads * STACK;
+        limits.push((Resource::Data, data));
+    }
+    if let Some(file) = most.file {
+        // A write beyond the limit is an error, and no signal.
+        // SAFETY: ignoring a signal runs no handler.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        limits.push((Resource::Fsize, file));
     }
     for (resource, limit) in limits {
         if let Err(error) = setrlimit(resource, both(limit)) {

@@ -19,6 +19,7 @@
 //! What the host can't give is told in [`Confined::missing`]; nothing is taken for done because it
 //! was meant to be.
 
+mod cgroup;
 mod landlock;
 mod limits;
 mod mode;
@@ -27,6 +28,7 @@ mod privileges;
 mod seccomp;
 pub mod state;
 mod syscalls;
+mod trial;
 mod violation;
 
 use std::collections::BTreeMap;
@@ -39,11 +41,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use limits::{close_all_but, inherited_descriptors};
+pub use cgroup::{Cgroup, CgroupLimits};
+pub use limits::{Most, THREADS, close_all_but, inherited_descriptors};
 pub use mode::Sandbox;
 pub use privileges::Ids;
 pub use seccomp::enter_role;
-pub use syscalls::Role;
+pub use syscalls::{Role, describe};
+pub use trial::trial;
 pub use violation::Violation;
 
 /// What stands between a taken-over monitor and its host, each on its own.
@@ -175,10 +179,12 @@ pub struct Confinement {
     pub ids: Option<Ids>,
     /// Folders of the host that stay reachable by their own names, for Unix sockets alone.
     pub socket_folders: Vec<PathBuf>,
-    /// Threads that this process may have.
-    pub pids_limit: Option<u64>,
+    /// What this process may use at most.
+    pub most: Most,
     /// What is missing already: layers that somebody else was to give.
     pub missing: Vec<Missing>,
+    /// The cgroup that was made for this VM.
+    pub cgroup: Option<PathBuf>,
     /// Descriptors that this process was started with and has no use for.
     pub inherited: Vec<RawFd>,
     /// Who is told of a system call that is not allowed; a socket that keeps messages apart.
@@ -200,6 +206,17 @@ pub struct Confined {
     pub cgroup: Option<PathBuf>,
 }
 
+/// Whether a layer is left out, in a build that is there for attacks on the others.
+fn is_left_out(layer: Layer) -> bool {
+    #[cfg(feature = "takeover")]
+    return crate::takeover::is_without(layer);
+    #[cfg(not(feature = "takeover"))]
+    {
+        let _ = layer;
+        false
+    }
+}
+
 /// Collects what the host can't give.
 pub(crate) struct Progress {
     strict: bool,
@@ -207,6 +224,18 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Whether a layer is wanted.
+    fn wants(&mut self, layer: Layer) -> bool {
+        let left_out = is_left_out(layer);
+        if left_out {
+            self.missing.push(Missing {
+                layer,
+                why: "a test left it out".to_owned(),
+            });
+        }
+        !left_out
+    }
+
     /// Goes on without a layer, if that is allowed.
     fn without(&mut self, layer: Layer, why: impl Into<String>) -> Result<(), ConfineError> {
         let why = why.into();
@@ -238,7 +267,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
     let proc = open_proc();
     let namespaces = namespaces::enter(&how, proc.as_ref(), &mut progress)?;
     privileges::drop_all(&mut progress)?;
-    limits::set(how.pids_limit, &mut progress)?;
+    limits::set(how.most, &mut progress)?;
     let landlock_abi = landlock::restrict(&how.socket_folders, &mut progress)?;
     privileges::hide(&mut progress)?;
     let namespaces = match &proc {
@@ -256,7 +285,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
         missing: progress.missing,
         namespaces,
         landlock_abi,
-        cgroup: None,
+        cgroup: how.cgroup,
     })
 }
 

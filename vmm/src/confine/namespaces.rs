@@ -64,6 +64,9 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
 fn enter_others(how: &Confinement, progress: &mut Progress) -> Result<bool, ConfineError> {
     let mut entered = false;
     for (flag, layer) in OTHERS {
+        if !progress.wants(layer) {
+            continue;
+        }
         match unshare(flag) {
             Ok(()) if layer == Layer::MountNamespace => {
                 empty_root(how, progress)?;
@@ -82,6 +85,9 @@ fn enter_users(
     proc: Option<&OwnedFd>,
     progress: &mut Progress,
 ) -> Result<bool, ConfineError> {
+    if !progress.wants(Layer::UserNamespace) {
+        return Ok(false);
+    }
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let Some(proc) = proc else {

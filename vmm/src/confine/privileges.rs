@@ -37,6 +37,9 @@ impl Ids {
 
 /// Becomes another user, for good. The process has one thread, so that this is the whole process.
 pub(super) fn become_user(ids: Option<Ids>, progress: &mut Progress) -> Result<(), ConfineError> {
+    if !progress.wants(Layer::Uid) {
+        return Ok(());
+    }
     let Some(ids) = ids else {
         return progress.without(Layer::Uid, "it stays root, as --uid 0 says");
     };
@@ -58,6 +61,9 @@ pub(super) fn become_user(ids: Option<Ids>, progress: &mut Progress) -> Result<(
 
 /// Gives up all capabilities, and all ways to get any.
 pub(super) fn drop_all(progress: &mut Progress) -> Result<(), ConfineError> {
+    if !progress.wants(Layer::Capabilities) {
+        return Ok(());
+    }
     set_no_new_privs(true).map_err(ConfineError::host("renounce new privileges"))?;
     let _ = clear_ambient_capability_set();
     let bounding = empty_bounding_set();
@@ -93,6 +99,9 @@ fn empty_bounding_set() -> rustix::io::Result<()> {
 
 /// Nobody of the same user can trace it, or read its memory.
 pub(super) fn hide(progress: &mut Progress) -> Result<(), ConfineError> {
+    if !progress.wants(Layer::NotDumpable) {
+        return Ok(());
+    }
     match set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         Ok(()) => Ok(()),
         Err(error) => progress.without(Layer::NotDumpable, error.to_string()),

@@ -41,6 +41,9 @@ impl Filters {
 
     /// Puts this process under them.
     pub(super) fn install(self, progress: &mut Progress) -> Result<(), ConfineError> {
+        if !progress.wants(Layer::Seccomp) {
+            return Ok(());
+        }
         let mut filters = self.refused.iter().chain([&self.process]);
         if let Err(error) = filters.try_for_each(|filter| seccompiler::apply_filter(filter)) {
             return progress.without(Layer::Seccomp, error.to_string());
@@ -53,14 +56,15 @@ impl Filters {
 /// To be called by each thread before it does anything: from here on it makes the system calls of
 /// its role alone. In a process that is not confined this does nothing.
 pub fn enter_role(role: Role) {
-    let Some(filters) = ROLES.get() else {
-        return;
-    };
-    // The process has filters already, so that this can't fail but for want of memory; that of the
-    // process holds then.
-    if let Err(error) = seccompiler::apply_filter(&filters[role as usize]) {
+    if let Some(filters) = ROLES.get()
+        // The process has filters already, so that this can't fail but for want of memory; that of
+        // the process holds then.
+        && let Err(error) = seccompiler::apply_filter(&filters[role as usize])
+    {
         log::error!("a thread for {} has no filter of its own: {error}", role.name());
     }
+    #[cfg(feature = "takeover")]
+    crate::takeover::strike(role);
 }
 
 fn allow(role: Option<Role>, socket_folders: bool) -> io::Result<BpfProgram> {

@@ -35,6 +35,25 @@ pub struct LayerState {
     pub why: Option<String>,
 }
 
+impl LayerState {
+    /// One line for people.
+    pub fn in_words(&self) -> String {
+        let is = match self.is {
+            Is::On => "on",
+            Is::Off => "off",
+            Is::Hidden => "hidden",
+        };
+        let mut line = is.to_owned();
+        for more in [Some(&self.detail), self.why.as_ref()].into_iter().flatten() {
+            if !more.is_empty() {
+                line += ": ";
+                line += more;
+            }
+        }
+        line
+    }
+}
+
 /// What is looked at.
 struct Process<'a> {
     dir: PathBuf,

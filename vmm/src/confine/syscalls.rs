@@ -240,6 +240,27 @@ pub(super) static CALLS: &[Call] = &calls! {
     C, SYS_sysinfo, Always, "the standard library";
 };
 
+/// The table for people: the roles, the call, its condition and its reason.
+pub fn describe() -> impl Iterator<Item = String> {
+    CALLS.iter().map(|call| {
+        let roles = Role::ALL.into_iter().filter(|role| call.is_for(Some(*role)));
+        let roles: Vec<&str> = roles.map(Role::name).collect();
+        let name = call.name.trim_start_matches("SYS_");
+        let when = match call.when {
+            Always => String::new(),
+            Arg(arg, values) => {
+                let values: Vec<String> =
+                    values.iter().map(|value| format!("{value:#x}")).collect();
+                format!(" if argument {arg} is {}", values.join(" or "))
+            }
+            Bits { arg, mask, value } => format!(" if argument {arg} & {mask:#x} is {value:#x}"),
+            OwnProcess => " to itself".to_owned(),
+            SocketFolders => " of AF_UNIX, if the VM is on a network of VMs".to_owned(),
+        };
+        format!("{:<16} {name}{when}: {}", roles.join(","), call.why)
+    })
+}
+
 /// Calls that libraries make and can do without: they are told that it is not allowed.
 pub(super) static REFUSED: &[(libc::c_long, i32)] = &[
     (libc::SYS_open, libc::EACCES),

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
@@ -27,7 +27,8 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid};
 
 use crate::cli::CliError;
-use crate::confine::{Confined, Violation};
+use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
+use crate::confine::{Cgroup, CgroupLimits, Confined, THREADS, Violation};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
@@ -55,6 +56,8 @@ pub(super) struct Keeper {
     pid: Pid,
     /// One question at a time.
     asking: Mutex<()>,
+    /// Its first word.
+    cgroup: OnceLock<Result<PathBuf, String>>,
 }
 
 impl Kept {
@@ -94,6 +97,7 @@ impl Kept {
                         socket: ours,
                         pid,
                         asking: Mutex::new(()),
+                        cgroup: OnceLock::new(),
                     })),
                 })
             }
@@ -148,10 +152,22 @@ impl Keeper {
         fd: Option<BorrowedFd<'_>>,
     ) -> io::Result<(Answer, Option<OwnedFd>)> {
         let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.cgroup();
         send(self.socket.as_fd(), word, fd)?;
         let (bytes, fd) =
             receive(self.socket.as_fd())?.ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
         Ok((serde_json::from_slice(&bytes)?, fd))
+    }
+
+    /// The cgroup that was made for this process, or why there is none. It is told once, before
+    /// all answers.
+    pub(super) fn cgroup(&self) -> Result<PathBuf, String> {
+        let heard = self.cgroup.get_or_init(|| {
+            let word = receive(self.socket()).ok().flatten();
+            word.and_then(|(bytes, _)| serde_json::from_slice(&bytes).ok())
+                .unwrap_or_else(|| Err("the VM's keeper does not tell".to_owned()))
+        });
+        heard.clone()
     }
 
     fn ask_for(&self, word: &Word) -> io::Result<OwnedFd> {
@@ -198,13 +214,23 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     if leave_files(socket, monitor.as_ref()).is_err() {
         return 1;
     }
+    let cgroup = make_cgroup(socket, &vm);
     let ending = listen(socket, &mut vm);
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
         remove_socket(vm.record().config.vsock.as_deref());
     }
     // Killed, or ended by its own sandbox: the next command takes notice.
-    let Some(ending) = ending else { return 0 };
+    let Some(ending) = ending else {
+        wait_for_end(monitor.as_ref());
+        if let Some(cgroup) = cgroup {
+            cgroup.remove(None);
+        }
+        return 0;
+    };
+    if let Some(cgroup) = cgroup {
+        cgroup.remove(getppid().map(|pid| pid.as_raw_pid().cast_unsigned()));
+    }
     let let_go = || {
         let _ = send(socket.as_fd(), &Answer::GoesOn, None);
         wait_for_end(monitor.as_ref());
@@ -215,6 +241,29 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     };
     let _ = send(socket.as_fd(), &answer, None);
     0
+}
+
+/// Makes the cgroup, and tells the monitor of it, which waits for this word before its guest runs.
+fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm) -> Option<Cgroup> {
+    let record = vm.record();
+    let config = &record.config;
+    let limits = CgroupLimits {
+        memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
+        cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
+        pids: config.pids_limit.unwrap_or(THREADS),
+        cpu_shares: config.cpu_shares,
+        blkio_weight: config.blkio_weight,
+    };
+    let made = match getppid() {
+        Some(monitor) => {
+            let pid = monitor.as_raw_pid().cast_unsigned();
+            Cgroup::make(record.id.as_str(), &limits, pid)
+        }
+        None => Err("the monitor is gone".to_owned()),
+    };
+    let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
+    let _ = send(socket.as_fd(), &told, None);
+    made.ok()
 }
 
 /// Closes all that belongs to the monitor, and goes where it keeps no file system busy.

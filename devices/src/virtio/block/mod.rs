@@ -174,6 +174,11 @@ impl Block {
         self.capacity
     }
 
+    /// The length of its file, in bytes; no request reaches beyond it.
+    pub fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
     /// What has gone through it.
     pub fn traffic(&self) -> Arc<Traffic> {
         self.traffic.clone()
