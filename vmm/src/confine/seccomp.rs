@@ -64,7 +64,9 @@ pub fn enter_role(role: Role) {
         log::error!("a thread for {} has no filter of its own: {error}", role.name());
     }
     #[cfg(feature = "takeover")]
-    crate::takeover::strike(role);
+    if super::is_confined() {
+        crate::takeover::strike(role);
+    }
 }
 
 fn allow(role: Option<Role>, socket_folders: bool) -> io::Result<BpfProgram> {

@@ -271,6 +271,7 @@ fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
+    drop(null);
     let mut kept = vec![socket.as_raw_fd()];
     kept.extend(monitor.map(AsRawFd::as_raw_fd));
     crate::confine::close_all_but(&kept)?;
