@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         ("code_can_not_be_made", code),
         ("nothing_is_typed_into_the_terminal", terminal),
         ("processes_can_not_be_forked", fork),
+        ("rings_that_open_files_can_not_be_made", rings),
         ("threads_come_to_an_end", threads),
         ("memory_comes_to_an_end", memory),
         ("strict_refuses_what_is_missing", strict),
@@ -289,6 +290,12 @@ fn terminal() -> Result<()> {
 
 fn fork() -> Result<()> {
     Attack::new("fork").is_denied(&[("seccomp", KILLED), ("nothing", DONE)])
+}
+
+/// What goes through a ring of io_uring's is seen by no filter; those that a monitor has were made
+/// before, and can't open anything.
+fn rings() -> Result<()> {
+    Attack::new("new-ring").is_denied(&[("seccomp", KILLED), ("nothing", DONE)])
 }
 
 fn threads() -> Result<()> {

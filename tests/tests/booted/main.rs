@@ -5,6 +5,7 @@ mod command;
 mod detached;
 mod disks;
 mod ends;
+mod escape;
 mod exec;
 mod hardware;
 mod images;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     detached::tests(&mut suite);
     disks::tests(&mut suite);
     ends::tests(&mut suite);
+    escape::tests(&mut suite);
     exec::tests(&mut suite);
     hardware::tests(&mut suite);
     images::tests(&mut suite);

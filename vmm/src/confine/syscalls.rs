@@ -211,9 +211,7 @@ pub(super) static CALLS: &[Call] = &calls! {
     ALL, SYS_fsync, Always, "disks";
     ALL, SYS_fdatasync, Always, "disks";
     V | I, SYS_fallocate, Always, "disks: discard, write zeroes";
-    V | I, SYS_io_uring_enter, Always, "disks";
-    V | I, SYS_io_uring_setup, Always, "a disk is started";
-    V | I, SYS_io_uring_register, Always, "a disk is started";
+    V | I, SYS_io_uring_enter, Always, "disks, by rings that were made and restricted before";
     // Sockets.
     ALL, SYS_socketpair, UNIX, "streams of the guest's";
     ALL, SYS_socket, SocketFolders, "sockets of other VMs on a network";
@@ -316,6 +314,8 @@ mod tests {
             libc::SYS_finit_module,
             libc::SYS_kexec_load,
             libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
             libc::SYS_perf_event_open,
             libc::SYS_userfaultfd,
             libc::SYS_setuid,

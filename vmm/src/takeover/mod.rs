@@ -126,6 +126,14 @@ fn run(attack: &str) -> String {
                 0 => libc::_exit(0),
                 other => told(other.into()),
             },
+            "new-ring" => {
+                let mut parameters = [0_u8; 120];
+                told(libc::syscall(
+                    libc::SYS_io_uring_setup,
+                    8,
+                    parameters.as_mut_ptr(),
+                ))
+            }
             "thread-bomb" => thread_bomb(),
             "eat-memory" => eat_memory(),
             other => format!("no such attack: {other}"),

@@ -130,17 +130,17 @@ impl Block {
             );
         }
         let file = Arc::new(DiskFile::new(file, len));
-        let engine = config.engine;
-        if engine == Engine::Uring {
-            backend::open(engine, &file, 1, false).map_err(|source| BlockError::Uring {
-                path: path.to_owned(),
-                source,
-            })?;
-        }
-        let may_block = config.dedicated_thread;
-        Self::with_backend(len, path, config, move |depth| {
-            backend::open(engine, &file, depth, may_block)
-        })
+        let open = backend::opener(
+            config.engine,
+            file,
+            (config.queues, config.queue_size),
+            config.dedicated_thread,
+        );
+        let open = open.map_err(|source| BlockError::Uring {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::with_backend(len, path, config, open)
     }
 
     /// A disk of `len` bytes whose queues get their back ends from `open_backend`, which is given
