@@ -210,7 +210,7 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
             Some(Ids { uid, gid })
         }
     };
-    let (connecting, waiting) = (keeper.clone(), keeper.clone());
+    let (connecting, waiting, joining) = (keeper.clone(), keeper.clone(), keeper.clone());
     Some(Confine {
         how: Confinement {
             strict: config.sandbox == Some(Sandbox::Strict),
@@ -225,6 +225,7 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
             ..Confinement::default()
         },
         cgroup: Box::new(move || waiting.cgroup()),
+        network: Box::new(move || joining.network()),
         on_confined: Box::new(move |confined| {
             if let Err(error) = keeper.confined(confined) {
                 log::warn!("how the VM is confined could not be told: {error}");

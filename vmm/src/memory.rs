@@ -163,18 +163,20 @@ impl GuestRam {
             layout,
             backing,
         };
+        // What a guest has in memory is nobody's who reads core files.
+        ram.advise(libc::MADV_DONTDUMP);
         if layout.bytes() <= SMALL_GUEST {
-            ram.avoid_huge_pages();
+            // A host without huge pages refuses, and has nothing to avoid.
+            ram.advise(libc::MADV_NOHUGEPAGE);
         }
         Ok(ram)
     }
 
-    fn avoid_huge_pages(&self) {
+    fn advise(&self, advice: libc::c_int) {
         for range in self.layout.ram_ranges() {
             if let Ok(host) = self.host_range(range.start, range.len) {
-                // SAFETY: the range is a mapping of ours, whose content this does not change. A
-                // host without huge pages refuses, and has nothing to avoid.
-                unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_NOHUGEPAGE) };
+                // SAFETY: the range is a mapping of ours, whose content neither advice changes.
+                unsafe { libc::madvise(host.cast(), range.len as usize, advice) };
             }
         }
     }
@@ -257,6 +259,8 @@ impl GuestRam {
         if mapped == libc::MAP_FAILED {
             return Err(failed(io::Error::last_os_error()));
         }
+        // SAFETY: the range was mapped just now, and its content does not change.
+        unsafe { libc::madvise(mapped, len as usize, libc::MADV_DONTDUMP) };
         Ok(())
     }
 
@@ -521,5 +525,28 @@ mod tests {
             error.to_string().contains("more than this host's"),
             "{error}"
         );
+    }
+
+    /// proc_pid_smaps(5): `dd` is "do not include area into core dump".
+    #[test]
+    fn guest_memory_is_in_no_core_file() {
+        for ram in [ram(16), shared_ram(16)] {
+            let start = ram.host_range(0, MIB).unwrap() as usize;
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut flags = None;
+            let mut inside = false;
+            for line in maps.lines() {
+                let bounds = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+                if let Some((from, to)) = bounds {
+                    let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+                    inside = (number(from)..number(to)).contains(&start);
+                }
+                if let (true, Some(found)) = (inside, line.strip_prefix("VmFlags:")) {
+                    flags = Some(found.to_owned());
+                }
+            }
+            let flags = flags.unwrap();
+            assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+        }
     }
 }

@@ -12,7 +12,7 @@ mod main_process;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,6 +91,8 @@ pub struct Confine {
     pub how: Confinement,
     /// The cgroup that was made for it, or why there is none.
     pub cgroup: Box<dyn FnOnce() -> Result<PathBuf, String>>,
+    /// A network namespace that was made for it.
+    pub network: Box<dyn FnOnce() -> Option<OwnedFd>>,
     /// Told what it was confined to.
     pub on_confined: Box<dyn FnOnce(&Confined)>,
     /// The way to vsock ports of the host, which this process can't reach by itself any more.
@@ -297,6 +299,7 @@ fn start(
     let Some(Confine {
         mut how,
         cgroup,
+        network,
         on_confined,
         ..
     }) = confine
@@ -310,6 +313,7 @@ fn start(
             why,
         }),
     }
+    how.network = network();
     how.most.file = file_limit(&machine, attached);
     let confined = confine::enter(how)?;
     machine.stats.stage("confined", monotonic_ns());

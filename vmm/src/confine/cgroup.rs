@@ -1,8 +1,8 @@
 //! A cgroup (v2) of a VM's own, where this user may make one: what its monitor and helpers use
 //! together is limited there.
 //!
-//! It is made and removed by the monitor's keeper, which stays outside of it: moving a process may
-//! take the kernel some milliseconds, in which the machine is made.
+//! It is made and removed by the monitor's keeper, which stays outside of it. Moving a process may
+//! take the kernel some milliseconds; a guest waits for that only if its sandbox is strict.
 
 use std::fs;
 use std::io;
@@ -66,11 +66,11 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of the VM `id` with `limits`, and moves process `pid` there.
+    /// Makes the cgroup of the VM `id` with `limits`, in which nobody is yet.
     ///
     /// # Errors
     /// Why there is none, in one line.
-    pub fn make(id: &str, limits: &CgroupLimits, pid: u32) -> Result<Self, String> {
+    pub fn make(id: &str, limits: &CgroupLimits) -> Result<Self, String> {
         let (root, own) = find().ok_or("no cgroup v2 file system is mounted")?;
         let home = root.join(own.trim_start_matches('/'));
         // Of an ordinary user the one beside its own, as that may have no limits for processes
@@ -104,12 +104,19 @@ impl Cgroup {
                 log::debug!("{file} of the VM's cgroup can't be {value}: {error}");
             }
         }
-        let moved = fs::write(cgroup.dir.join("cgroup.procs"), pid.to_string());
-        match moved {
-            Ok(()) => Ok(cgroup),
+        Ok(cgroup)
+    }
+
+    /// Moves process `pid` there. That may take the kernel some milliseconds.
+    ///
+    /// # Errors
+    /// Why it can't, in one line; the cgroup is gone then.
+    pub fn take(self, pid: u32) -> Result<Self, String> {
+        match fs::write(self.dir.join("cgroup.procs"), pid.to_string()) {
+            Ok(()) => Ok(self),
             Err(error) => {
-                let why = format!("no process can be moved to {}: {error}", cgroup.dir.display());
-                let _ = fs::remove_dir(&cgroup.dir);
+                let why = format!("no process can be moved to {}: {error}", self.dir.display());
+                let _ = fs::remove_dir(&self.dir);
                 Err(why)
             }
         }

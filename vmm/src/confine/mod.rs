@@ -44,6 +44,7 @@ use thiserror::Error;
 pub use cgroup::{Cgroup, CgroupLimits};
 pub use limits::{Most, THREADS, close_all_but, inherited_descriptors};
 pub use mode::Sandbox;
+pub use namespaces::spare_network;
 pub use privileges::Ids;
 pub use seccomp::enter_role;
 pub use syscalls::{Role, describe};
@@ -171,7 +172,7 @@ pub struct Missing {
 }
 
 /// How this process is to be confined.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Confinement {
     /// Whether a missing layer is an error.
     pub strict: bool,
@@ -185,6 +186,8 @@ pub struct Confinement {
     pub missing: Vec<Missing>,
     /// The cgroup that was made for this VM.
     pub cgroup: Option<PathBuf>,
+    /// A network namespace for root to enter; without it one is made.
+    pub network: Option<OwnedFd>,
     /// Descriptors that this process was started with and has no use for.
     pub inherited: Vec<RawFd>,
     /// Who is told of a system call that is not allowed; a socket that keeps messages apart.
@@ -261,9 +264,6 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
         progress.without(missing.layer, missing.why)?;
     }
     limits::close(&how.inherited);
-    // Compiled while memory is to be had and nothing is at stake.
-    let filters = seccomp::Filters::compile(!how.socket_folders.is_empty())
-        .map_err(ConfineError::host("make its filters of system calls"))?;
     let proc = open_proc();
     let namespaces = namespaces::enter(&how, proc.as_ref(), &mut progress)?;
     privileges::drop_all(&mut progress)?;
@@ -276,11 +276,12 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
     };
     // It leads to all of the host's processes.
     drop(proc);
+    drop(how.network.take());
     if let Some(told) = how.told {
         violation::tell(told).map_err(ConfineError::host("handle violations"))?;
     }
     CONFINED.store(true, Ordering::Release);
-    filters.install(&mut progress)?;
+    seccomp::install(!how.socket_folders.is_empty(), &mut progress)?;
     Ok(Confined {
         missing: progress.missing,
         namespaces,

@@ -5,69 +5,91 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 
 use super::syscalls::{CALLS, REFUSED, Role, When};
 use super::{ConfineError, Layer, Progress};
 
-/// Those of the roles, for threads that start later.
-static ROLES: OnceLock<[BpfProgram; 3]> = OnceLock::new();
+/// Those of the roles, each made by the first thread that needs it: the vCPU's does not wait for
+/// the others.
+static ROLES: [OnceLock<Option<BpfProgram>>; 3] =
+    [OnceLock::new(), OnceLock::new(), OnceLock::new()];
+/// Whether this process has filters, and whether with those for folders with sockets.
+static PROCESS: OnceLock<bool> = OnceLock::new();
+/// The thread that all control threads are started by has entered that role; so have they.
+static CONTROL: AtomicBool = AtomicBool::new(false);
 
-/// All that a process needs.
-pub(super) struct Filters {
-    process: BpfProgram,
-    refused: Vec<BpfProgram>,
-    roles: [BpfProgram; 3],
-}
-
-impl Filters {
-    /// Makes them; `socket_folders` says whether there are any.
-    pub(super) fn compile(socket_folders: bool) -> io::Result<Self> {
-        let [vcpu, io, control] = Role::ALL.map(|role| allow(Some(role), socket_folders));
-        let mut errors: BTreeMap<i32, Vec<libc::c_long>> = BTreeMap::new();
-        for (number, errno) in REFUSED {
-            errors.entry(*errno).or_default().push(*number);
-        }
-        Ok(Self {
-            process: allow(None, socket_folders)?,
-            refused: errors
-                .into_iter()
-                .map(|(errno, numbers)| refuse(&numbers, errno))
-                .collect::<io::Result<_>>()?,
-            roles: [vcpu?, io?, control?],
-        })
+/// Puts this process, which has one thread, under the filter of all roles together.
+pub(super) fn install(socket_folders: bool, progress: &mut Progress) -> Result<(), ConfineError> {
+    if !progress.wants(Layer::Seccomp) {
+        return Ok(());
     }
-
-    /// Puts this process under them.
-    pub(super) fn install(self, progress: &mut Progress) -> Result<(), ConfineError> {
-        if !progress.wants(Layer::Seccomp) {
-            return Ok(());
+    let filter = process_filter(socket_folders)
+        .map_err(ConfineError::host("make its filters of system calls"))?;
+    match seccompiler::apply_filter(&filter) {
+        Ok(()) => {
+            let _ = PROCESS.set(socket_folders);
+            Ok(())
         }
-        let mut filters = self.refused.iter().chain([&self.process]);
-        if let Err(error) = filters.try_for_each(|filter| seccompiler::apply_filter(filter)) {
-            return progress.without(Layer::Seccomp, error.to_string());
-        }
-        let _ = ROLES.set(self.roles);
-        Ok(())
+        Err(error) => progress.without(Layer::Seccomp, error.to_string()),
     }
 }
 
 /// To be called by each thread before it does anything: from here on it makes the system calls of
-/// its role alone. In a process that is not confined this does nothing.
+/// its role alone. In a process that is not confined this does nothing. The first thread to call it
+/// for [`Role::Control`] in a confined process starts all others of that role.
 pub fn enter_role(role: Role) {
-    if let Some(filters) = ROLES.get()
-        // The process has filters already, so that this can't fail but for want of memory; that of
-        // the process holds then.
-        && let Err(error) = seccompiler::apply_filter(&filters[role as usize])
+    if let Some(socket_folders) = PROCESS.get()
+        && !(role == Role::Control && CONTROL.swap(true, Ordering::AcqRel))
     {
-        log::error!("a thread for {} has no filter of its own: {error}", role.name());
+        narrow(role, *socket_folders);
     }
     #[cfg(feature = "takeover")]
     if super::is_confined() {
         crate::takeover::strike(role);
     }
 }
+
+fn narrow(role: Role, socket_folders: bool) {
+    let filter = ROLES[role as usize].get_or_init(|| allow(Some(role), socket_folders).ok());
+    // The process has a filter already, so that this can't fail but for want of memory; that of the
+    // process holds then.
+    let done = filter
+        .as_ref()
+        .is_some_and(|filter| seccompiler::apply_filter(filter).is_ok());
+    if !done {
+        log::error!("a thread for {} has no filter of its own", role.name());
+    }
+}
+
+/// All roles' calls, behind the answers to those that are refused: one filter instead of one for
+/// each error number, as each takes the kernel its time.
+fn process_filter(socket_folders: bool) -> io::Result<BpfProgram> {
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const ARCH: u32 = 4; // seccomp_data.arch
+    let instruction = |code, jt, jf, k| seccompiler::sock_filter { code, jt, jf, k };
+    let answers = REFUSED.len() as u8;
+    // Of other architectures' calls the numbers mean something else: the rest ends them.
+    let mut filter = vec![
+        instruction(LOAD, 0, 0, ARCH),
+        instruction(JUMP_IF_EQUAL, 0, 1 + 2 * answers, AUDIT_ARCH_X86_64),
+        instruction(LOAD, 0, 0, 0),
+    ];
+    for (number, errno) in REFUSED {
+        filter.push(instruction(JUMP_IF_EQUAL, 0, 1, *number as u32));
+        let answer = libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+        filter.push(instruction(RETURN, 0, 0, answer));
+    }
+    filter.extend(allow(None, socket_folders)?);
+    Ok(filter)
+}
+
+/// linux/audit.h.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 fn allow(role: Option<Role>, socket_folders: bool) -> io::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
@@ -85,20 +107,12 @@ fn allow(role: Option<Role>, socket_folders: bool) -> io::Result<BpfProgram> {
         // Whatever its arguments: the other filter answers.
         rules.insert(*number, Vec::new());
     }
-    compile(rules, SeccompAction::Trap, SeccompAction::Allow)
-}
-
-fn refuse(numbers: &[libc::c_long], errno: i32) -> io::Result<BpfProgram> {
-    let rules = numbers.iter().map(|number| (*number, Vec::new())).collect();
-    compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()))
-}
-
-fn compile(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    others: SeccompAction,
-    these: SeccompAction,
-) -> io::Result<BpfProgram> {
-    let filter = SeccompFilter::new(rules, others, these, TargetArch::x86_64);
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    );
     filter
         .and_then(BpfProgram::try_from)
         .map_err(io::Error::other)
@@ -111,8 +125,8 @@ mod tests {
     #[test]
     fn filters_are_made_for_all_roles_and_fit_the_kernel() {
         for folders in [false, true] {
-            let filters = Filters::compile(folders).unwrap();
-            for filter in filters.roles.iter().chain([&filters.process]).chain(&filters.refused) {
+            let roles = Role::ALL.map(|role| allow(Some(role), folders).unwrap());
+            for filter in roles.iter().chain([&process_filter(folders).unwrap()]) {
                 // BPF_MAXINSNS.
                 assert!(!filter.is_empty() && filter.len() < 4096);
             }

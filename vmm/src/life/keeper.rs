@@ -28,7 +28,9 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid
 
 use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
-use crate::confine::{Cgroup, CgroupLimits, Confined, THREADS, Violation};
+use crate::confine::{
+    Cgroup, CgroupLimits, Confined, Sandbox, THREADS, Violation, spare_network,
+};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
@@ -56,8 +58,10 @@ pub(super) struct Keeper {
     pid: Pid,
     /// One question at a time.
     asking: Mutex<()>,
-    /// Its first word.
+    /// Its first word: the cgroup, or why there is none.
     cgroup: OnceLock<Result<PathBuf, String>>,
+    /// What came with it.
+    network: Mutex<Option<OwnedFd>>,
 }
 
 impl Kept {
@@ -98,6 +102,7 @@ impl Kept {
                         pid,
                         asking: Mutex::new(()),
                         cgroup: OnceLock::new(),
+                        network: Mutex::default(),
                     })),
                 })
             }
@@ -164,10 +169,18 @@ impl Keeper {
     pub(super) fn cgroup(&self) -> Result<PathBuf, String> {
         let heard = self.cgroup.get_or_init(|| {
             let word = receive(self.socket()).ok().flatten();
-            word.and_then(|(bytes, _)| serde_json::from_slice(&bytes).ok())
-                .unwrap_or_else(|| Err("the VM's keeper does not tell".to_owned()))
+            let (bytes, network) = word.unwrap_or_default();
+            *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+            serde_json::from_slice(&bytes)
+                .unwrap_or_else(|_| Err("the VM's keeper does not tell".to_owned()))
         });
         heard.clone()
+    }
+
+    /// The network namespace that was made for this process, if one was. To be asked once.
+    pub(super) fn network(&self) -> Option<OwnedFd> {
+        let _ = self.cgroup();
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn ask_for(&self, word: &Word) -> io::Result<OwnedFd> {
@@ -243,8 +256,12 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     0
 }
 
-/// Makes the cgroup, and tells the monitor of it, which waits for this word before its guest runs.
+/// Makes what takes long, and tells the monitor of it, which waits for this word before its guest
+/// runs: a network namespace and a cgroup.
 fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm) -> Option<Cgroup> {
+    // An ordinary user's is another's to enter.
+    let root = rustix::process::geteuid().is_root();
+    let network = root.then(spare_network).and_then(Result::ok);
     let record = vm.record();
     let config = &record.config;
     let limits = CgroupLimits {
@@ -254,16 +271,20 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm) -> Option<Cgroup> {
         cpu_shares: config.cpu_shares,
         blkio_weight: config.blkio_weight,
     };
-    let made = match getppid() {
-        Some(monitor) => {
-            let pid = monitor.as_raw_pid().cast_unsigned();
-            Cgroup::make(record.id.as_str(), &limits, pid)
-        }
-        None => Err("the monitor is gone".to_owned()),
+    let monitor = getppid()?.as_raw_pid().cast_unsigned();
+    let tell = |made: &Result<Cgroup, String>| {
+        let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
+        let _ = send(socket.as_fd(), &told, network.as_ref().map(AsFd::as_fd));
     };
-    let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
-    let _ = send(socket.as_fd(), &told, None);
-    made.ok()
+    let made = Cgroup::make(record.id.as_str(), &limits);
+    if config.sandbox == Some(Sandbox::Strict) {
+        let taken = made.and_then(|cgroup| cgroup.take(monitor));
+        tell(&taken);
+        return taken.ok();
+    }
+    tell(&made);
+    let taken = made.ok()?.take(monitor);
+    taken.inspect_err(|why| log::warn!("{why}")).ok()
 }
 
 /// Closes all that belongs to the monitor, and goes where it keeps no file system busy.
