@@ -89,7 +89,7 @@ fn describe(out: &mut impl Write, vm: &Description) -> Result<(), CliError> {
     writeln!(out, "{:<18} {mode}", "sandbox")?;
     for layer in &vm.sandbox.layers {
         let name = format!("sandbox.{}", layer.layer);
-        writeln!(out, "{name:<26} {}", layer.in_words())?;
+        writeln!(out, "{name:<26} {}", super::one_line(&layer.in_words()))?;
     }
     Ok(())
 }

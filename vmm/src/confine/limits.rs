@@ -82,6 +82,16 @@ pub struct Most {
     pub file: Option<u64>,
 }
 
+/// Linux counts a user's processes by namespace since 5.14; before that the limit would be one for
+/// all that the user runs.
+fn counts_by_namespace() -> bool {
+    let release = rustix::system::uname();
+    let release = release.release().to_str().unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || -> Option<u32> { numbers.next()?.parse().ok() };
+    (number(), number()) >= (Some(5), Some(14))
+}
+
 /// Sets the limits of this process.
 pub(super) fn set(most: Most, progress: &mut Progress) -> Result<(), ConfineError> {
     if !progress.wants(Layer::ResourceLimits) {
@@ -97,7 +107,7 @@ pub(super) fn set(most: Most, progress: &mut Progress) -> Result<(), ConfineErro
         .iter()
         .any(|missing| matches!(missing.layer, Layer::UserNamespace));
     let mut limits = vec![(Resource::Core, 0), (Resource::Msgqueue, 0)];
-    if user_namespace {
+    if user_namespace && counts_by_namespace() {
         // Counted for the user in its namespace, which is this process.
         limits.push((Resource::Nproc, threads));
     }

@@ -129,10 +129,24 @@ const VCPU_IOCTLS: &[u64] = &[
 ];
 /// FIONBIO, FIONREAD.
 const IO_IOCTLS: &[u64] = &[0x5421, 0x541b];
-/// TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, FIONBIO, FIONREAD: the user's terminal, into which
-/// nothing is typed (TIOCSTI). KVM_IRQFD, KVM_IOEVENTFD: devices are unplugged at the end.
+/// TCGETS, TCSETS, TCSETSW, TCSETSF, and the same with a speed (TCGETS2 and so on), TIOCGPGRP,
+/// TIOCGWINSZ, FIONBIO, FIONREAD: the user's terminal, into which nothing is typed (TIOCSTI).
+/// KVM_IRQFD, KVM_IOEVENTFD: devices are unplugged at the end.
 const CONTROL_IOCTLS: &[u64] = &[
-    0x5401, 0x5402, 0x5403, 0x5404, 0x5413, 0x5421, 0x541b, 0x4020_ae76, 0x4040_ae79,
+    0x5401,
+    0x5402,
+    0x5403,
+    0x5404,
+    0x802c_542a,
+    0x402c_542b,
+    0x402c_542c,
+    0x402c_542d,
+    0x540f,
+    0x5413,
+    0x5421,
+    0x541b,
+    0x4020_ae76,
+    0x4040_ae79,
 ];
 /// PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA.
 const PRCTLS: &[u64] = &[15, 16, 38, 0x5356_4d41];

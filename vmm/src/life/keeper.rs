@@ -228,7 +228,7 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
         return 1;
     }
     let cgroup = make_cgroup(socket, &vm);
-    let ending = listen(socket, &mut vm);
+    let ending = listen(socket, &mut vm, cgroup.as_ref().map(Cgroup::dir));
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
         remove_socket(vm.record().config.vsock.as_deref());
@@ -300,7 +300,7 @@ fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
 }
 
 /// Does what the monitor asks for, until it tells of the end. None if it ends without a word.
-fn listen(socket: &OwnedFd, vm: &mut OwnedVm) -> Option<Ending> {
+fn listen(socket: &OwnedFd, vm: &mut OwnedVm, cgroup: Option<&Path>) -> Option<Ending> {
     loop {
         let (bytes, fd) = receive(socket.as_fd()).ok()??;
         if let Some(violation) = Violation::parse(&bytes) {
@@ -314,7 +314,9 @@ fn listen(socket: &OwnedFd, vm: &mut OwnedVm) -> Option<Ending> {
                 Ok(()) => return Some(ending),
                 Err(error) => (Answer::Failed(error.to_string()), None),
             },
-            Ok(Word::Confined(confined)) => {
+            Ok(Word::Confined(mut confined)) => {
+                // Others will look there, and remove it.
+                confined.cgroup = cgroup.map(Path::to_owned);
                 let told = vm.teller().update(|state| state.sandbox = Some(confined));
                 if let Err(error) = told {
                     log::warn!("{error}");

@@ -147,6 +147,10 @@ impl OwnedVm {
             return Ok(());
         }
         self.clean();
+        if let Some(cgroup) = state.sandbox.as_ref().and_then(|told| told.cgroup.as_ref()) {
+            // Its keeper removes it, unless that was killed as well.
+            let _ = std::fs::remove_dir(cgroup);
+        }
         let mut dead = state.dead();
         if let Ok(why) = std::fs::read_to_string(self.home().file(VIOLATION)) {
             dead.exit_code = Some(BY_SIGSYS);
