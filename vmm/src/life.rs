@@ -225,7 +225,7 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
             ..Confinement::default()
         },
         cgroup: Box::new(move || waiting.cgroup()),
-        network: Box::new(move || joining.network()),
+        room: Box::new(move || joining.room()),
         on_confined: Box::new(move |confined| {
             if let Err(error) = keeper.confined(confined) {
                 log::warn!("how the VM is confined could not be told: {error}");

@@ -91,8 +91,8 @@ pub struct Confine {
     pub how: Confinement,
     /// The cgroup that was made for it, or why there is none.
     pub cgroup: Box<dyn FnOnce() -> Result<PathBuf, String>>,
-    /// A network namespace that was made for it.
-    pub network: Box<dyn FnOnce() -> Option<OwnedFd>>,
+    /// The process whose namespaces were made for it.
+    pub room: Box<dyn FnOnce() -> Option<OwnedFd>>,
     /// Told what it was confined to.
     pub on_confined: Box<dyn FnOnce(&Confined)>,
     /// The way to vsock ports of the host, which this process can't reach by itself any more.
@@ -299,7 +299,7 @@ fn start(
     let Some(Confine {
         mut how,
         cgroup,
-        network,
+        room,
         on_confined,
         ..
     }) = confine
@@ -313,7 +313,7 @@ fn start(
             why,
         }),
     }
-    how.network = network();
+    how.room = room();
     how.most.file = file_limit(&machine, attached);
     let confined = confine::enter(how)?;
     machine.stats.stage("confined", monotonic_ns());

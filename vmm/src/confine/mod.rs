@@ -44,7 +44,7 @@ use thiserror::Error;
 pub use cgroup::{Cgroup, CgroupLimits};
 pub use limits::{Most, THREADS, close_all_but, inherited_descriptors};
 pub use mode::Sandbox;
-pub use namespaces::spare_network;
+pub use namespaces::Room;
 pub use privileges::Ids;
 pub use seccomp::enter_role;
 pub use syscalls::{Role, describe};
@@ -186,8 +186,8 @@ pub struct Confinement {
     pub missing: Vec<Missing>,
     /// The cgroup that was made for this VM.
     pub cgroup: Option<PathBuf>,
-    /// A network namespace for root to enter; without it one is made.
-    pub network: Option<OwnedFd>,
+    /// The process of a [`Room`], whose namespaces are entered; without it some are made.
+    pub room: Option<OwnedFd>,
     /// Descriptors that this process was started with and has no use for.
     pub inherited: Vec<RawFd>,
     /// Who is told of a system call that is not allowed; a socket that keeps messages apart.
@@ -276,7 +276,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
     };
     // It leads to all of the host's processes.
     drop(proc);
-    drop(how.network.take());
+    drop(how.room.take());
     if let Some(told) = how.told {
         violation::tell(told).map_err(ConfineError::host("handle violations"))?;
     }

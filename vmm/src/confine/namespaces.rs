@@ -2,43 +2,22 @@
 
 #![allow(unsafe_code, reason = "unshare")]
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, mount_remount, move_mount, open_tree, unmount,
 };
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::thread::UnshareFlags;
 
 use super::{ConfineError, Confinement, Layer, Progress, privileges};
 
 /// Where the empty root is put before it is the root: a directory that every host has.
 const PLACE: &str = "/proc";
-
-/// A network namespace with nothing in it, for a process that is to enter it later: to make one
-/// takes longer than all the rest. This process stays where it is.
-///
-/// # Errors
-/// If the host allows none.
-pub fn spare_network() -> io::Result<OwnedFd> {
-    let own = || {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::open("/proc/self/ns/net", flags, Mode::empty())
-    };
-    let home = own()?;
-    unshare(UnshareFlags::NEWNET)?;
-    let spare = own();
-    join_network(&home)?;
-    Ok(spare?)
-}
-
-fn join_network(namespace: &OwnedFd) -> io::Result<()> {
-    let kind = Some(LinkNameSpaceType::Network);
-    Ok(move_into_link_name_space(namespace.as_fd(), kind)?)
-}
 
 /// The namespaces beside the one of users.
 const OTHERS: [(UnshareFlags, Layer); 5] = [
@@ -58,13 +37,25 @@ pub(super) fn enter(
     progress: &mut Progress,
 ) -> Result<bool, ConfineError> {
     let root = rustix::process::geteuid().is_root();
+    if let Some(room) = &how.room
+        && !all_layers().any(super::is_left_out)
+    {
+        match join(room, namespaces_of(root)) {
+            Ok(()) if root => {
+                privileges::become_user(how.ids, progress)?;
+                enter_users(UnshareFlags::empty(), proc, progress)?;
+                return Ok(true);
+            }
+            Ok(()) => return Ok(true),
+            Err(error) => log::debug!("namespaces that were made can't be entered: {error}"),
+        }
+    }
     let entered = if root {
         let entered = enter_others(how, progress)?;
         privileges::become_user(how.ids, progress)?;
         enter_users(UnshareFlags::empty(), proc, progress)? || entered
     } else {
-        let all = OTHERS.iter().fold(UnshareFlags::empty(), |all, (flag, _)| all | *flag);
-        if enter_users(all, proc, progress)? {
+        if enter_users(others(), proc, progress)? {
             empty_root(how, progress)?;
             true
         } else {
@@ -75,6 +66,114 @@ pub(super) fn enter(
         }
     };
     Ok(entered)
+}
+
+fn all_layers() -> impl Iterator<Item = Layer> {
+    let others = OTHERS.iter().map(|(_, layer)| *layer);
+    others.chain([Layer::UserNamespace])
+}
+
+fn others() -> UnshareFlags {
+    let flags = OTHERS.iter().map(|(flag, _)| *flag);
+    flags.fold(UnshareFlags::empty(), |all, flag| all | flag)
+}
+
+/// Those that are made beforehand: root makes its namespace of users as the user that it becomes.
+fn namespaces_of(root: bool) -> UnshareFlags {
+    if root {
+        others()
+    } else {
+        others() | UnshareFlags::NEWUSER
+    }
+}
+
+/// Enters namespaces of the process that `room` is a descriptor of.
+fn join(room: &OwnedFd, namespaces: UnshareFlags) -> io::Result<()> {
+    // SAFETY: none of these namespaces takes anything away from memory or descriptors that are in
+    // use here.
+    match unsafe { libc::setns(room.as_raw_fd(), namespaces.bits() as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Namespaces that are made beforehand for another process of this user, which then enters them in
+/// no time. They are those of a process that waits until this is dropped.
+#[derive(Debug)]
+pub struct Room {
+    process: OwnedFd,
+    child: Pid,
+    /// Its end is the child's.
+    stay: Option<PipeWriter>,
+}
+
+impl Room {
+    /// Makes them, with an empty root but for `socket_folders`. This process has to have one
+    /// thread.
+    ///
+    /// # Errors
+    /// If the host does not allow all of them.
+    pub fn make(socket_folders: &[PathBuf]) -> io::Result<Self> {
+        let (mut made, tell_made) = io::pipe()?;
+        let (staying, stay) = io::pipe()?;
+        // SAFETY: this process has one thread, so that its copy is whole; it ends without returning.
+        let child = match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {
+                drop((made, stay));
+                let done = furnish(socket_folders);
+                if done.is_ok() {
+                    wait_inside(tell_made, staying);
+                }
+                // SAFETY: ends this process at once.
+                unsafe { libc::_exit(done.map_or_else(|_| 1, |()| 0)) }
+            }
+            child => Pid::from_raw(child).ok_or(io::ErrorKind::InvalidData)?,
+        };
+        drop((tell_made, staying));
+        let process = pidfd_open(child, PidfdFlags::empty())?;
+        let room = Self {
+            process,
+            child,
+            stay: Some(stay),
+        };
+        made.read_exact(&mut [0])?;
+        Ok(room)
+    }
+
+    /// What the other process enters them by.
+    pub fn process(&self) -> &OwnedFd {
+        &self.process
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        drop(self.stay.take());
+        while let Err(rustix::io::Errno::INTR) = waitpid(Some(self.child), WaitOptions::empty()) {}
+    }
+}
+
+/// In the process that has the namespaces.
+fn furnish(socket_folders: &[PathBuf]) -> io::Result<()> {
+    let root = rustix::process::geteuid().is_root();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let proc = super::open_proc().ok_or(io::ErrorKind::NotFound)?;
+    unshare(namespaces_of(root))?;
+    if !root {
+        map_user(&proc, uid.as_raw(), gid.as_raw())?;
+    }
+    make_root(socket_folders)
+}
+
+fn wait_inside(mut tell_made: PipeWriter, mut staying: PipeReader) {
+    let _ = tell_made.write_all(&[1]).and_then(|()| staying.read(&mut [0]));
+}
+
+fn map_user(proc: &OwnedFd, uid: u32, gid: u32) -> io::Result<()> {
+    write_at(proc, "setgroups", "deny")?;
+    write_at(proc, "uid_map", &format!("{uid} {uid} 1"))?;
+    write_at(proc, "gid_map", &format!("{gid} {gid} 1"))
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
@@ -89,11 +188,7 @@ fn enter_others(how: &Confinement, progress: &mut Progress) -> Result<bool, Conf
         if !progress.wants(layer) {
             continue;
         }
-        let result = match (&how.network, layer) {
-            (Some(spare), Layer::NetworkNamespace) => join_network(spare),
-            _ => unshare(flag),
-        };
-        match result {
+        match unshare(flag) {
             Ok(()) if layer == Layer::MountNamespace => {
                 empty_root(how, progress)?;
                 entered = true;
@@ -124,10 +219,7 @@ fn enter_users(
         progress.without(Layer::UserNamespace, forbidden(&error))?;
         return Ok(false);
     }
-    let map = |file: &str, text: String| write_at(proc, file, &text);
-    map("setgroups", "deny".to_owned())
-        .and_then(|()| map("uid_map", format!("{uid} {uid} 1")))
-        .and_then(|()| map("gid_map", format!("{gid} {gid} 1")))
+    map_user(proc, uid, gid)
         .map_err(ConfineError::host("map its user into its namespace"))?;
     Ok(true)
 }
@@ -166,7 +258,7 @@ fn empty_root(how: &Confinement, progress: &mut Progress) -> Result<(), ConfineE
     }
 }
 
-fn make_root(folders: &[std::path::PathBuf]) -> io::Result<()> {
+fn make_root(folders: &[PathBuf]) -> io::Result<()> {
     // Nothing that is mounted here is to be seen outside.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -191,7 +283,7 @@ fn make_root(folders: &[std::path::PathBuf]) -> io::Result<()> {
 /// Mounts `tree` at its own name below the working directory.
 fn put(folder: &Path, tree: &OwnedFd) -> io::Result<()> {
     let below = folder.strip_prefix("/").unwrap_or(folder);
-    let mut made = std::path::PathBuf::new();
+    let mut made = PathBuf::new();
     for part in below.components() {
         made.push(part);
         match mkdirat(CWD, &made, Mode::from_raw_mode(0o755)) {

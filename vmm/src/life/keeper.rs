@@ -29,7 +29,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid
 use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
 use crate::confine::{
-    Cgroup, CgroupLimits, Confined, Sandbox, THREADS, Violation, spare_network,
+    Cgroup, CgroupLimits, Confined, Room, Sandbox, THREADS, Violation,
 };
 use crate::vms::{Hears, News, OwnedVm, VmsError};
 pub(super) use words::Ending;
@@ -61,7 +61,7 @@ pub(super) struct Keeper {
     /// Its first word: the cgroup, or why there is none.
     cgroup: OnceLock<Result<PathBuf, String>>,
     /// What came with it.
-    network: Mutex<Option<OwnedFd>>,
+    room: Mutex<Option<OwnedFd>>,
 }
 
 impl Kept {
@@ -102,7 +102,7 @@ impl Kept {
                         pid,
                         asking: Mutex::new(()),
                         cgroup: OnceLock::new(),
-                        network: Mutex::default(),
+                        room: Mutex::default(),
                     })),
                 })
             }
@@ -169,18 +169,18 @@ impl Keeper {
     pub(super) fn cgroup(&self) -> Result<PathBuf, String> {
         let heard = self.cgroup.get_or_init(|| {
             let word = receive(self.socket()).ok().flatten();
-            let (bytes, network) = word.unwrap_or_default();
-            *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+            let (bytes, room) = word.unwrap_or_default();
+            *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
             serde_json::from_slice(&bytes)
                 .unwrap_or_else(|_| Err("the VM's keeper does not tell".to_owned()))
         });
         heard.clone()
     }
 
-    /// The network namespace that was made for this process, if one was. To be asked once.
-    pub(super) fn network(&self) -> Option<OwnedFd> {
+    /// The process whose namespaces were made for this one, if they were. To be asked once.
+    pub(super) fn room(&self) -> Option<OwnedFd> {
         let _ = self.cgroup();
-        self.network.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.room.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn ask_for(&self, word: &Word) -> io::Result<OwnedFd> {
@@ -227,8 +227,11 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     if leave_files(socket, monitor.as_ref()).is_err() {
         return 1;
     }
-    let cgroup = make_cgroup(socket, &vm);
-    let ending = listen(socket, &mut vm, cgroup.as_ref().map(Cgroup::dir));
+    let room = Room::make(&[])
+        .inspect_err(|error| log::debug!("namespaces can't be made beforehand: {error}"))
+        .ok();
+    let cgroup = make_cgroup(socket, &vm, room.as_ref());
+    let ending = listen(socket, &mut vm, cgroup.as_ref().map(Cgroup::dir), room);
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
         remove_socket(vm.record().config.vsock.as_deref());
@@ -256,12 +259,9 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     0
 }
 
-/// Makes what takes long, and tells the monitor of it, which waits for this word before its guest
-/// runs: a network namespace and a cgroup.
-fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm) -> Option<Cgroup> {
-    // An ordinary user's is another's to enter.
-    let root = rustix::process::geteuid().is_root();
-    let network = root.then(spare_network).and_then(Result::ok);
+/// Makes the cgroup, and tells the monitor of it and of its namespaces: it waits for this word before
+/// its guest runs.
+fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cgroup> {
     let record = vm.record();
     let config = &record.config;
     let limits = CgroupLimits {
@@ -274,7 +274,7 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm) -> Option<Cgroup> {
     let monitor = getppid()?.as_raw_pid().cast_unsigned();
     let tell = |made: &Result<Cgroup, String>| {
         let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
-        let _ = send(socket.as_fd(), &told, network.as_ref().map(AsFd::as_fd));
+        let _ = send(socket.as_fd(), &told, room.map(|room| room.process().as_fd()));
     };
     let made = Cgroup::make(record.id.as_str(), &limits);
     if config.sandbox == Some(Sandbox::Strict) {
@@ -300,9 +300,16 @@ fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
 }
 
 /// Does what the monitor asks for, until it tells of the end. None if it ends without a word.
-fn listen(socket: &OwnedFd, vm: &mut OwnedVm, cgroup: Option<&Path>) -> Option<Ending> {
+fn listen(
+    socket: &OwnedFd,
+    vm: &mut OwnedVm,
+    cgroup: Option<&Path>,
+    mut room: Option<Room>,
+) -> Option<Ending> {
     loop {
         let (bytes, fd) = receive(socket.as_fd()).ok()??;
+        // Whoever speaks is in there, or has failed to.
+        drop(room.take());
         if let Some(violation) = Violation::parse(&bytes) {
             let why = violation.to_string();
             log::error!("{why}");
