@@ -72,7 +72,7 @@ impl<'a> Attack<'a> {
         }
     }
 
-    fn with(mut self, variable: &'a str, value: impl ToString) -> Self {
+    fn with(mut self, variable: &'a str, value: u32) -> Self {
         self.env.push((variable, value.to_string()));
         self
     }
@@ -232,7 +232,7 @@ fn trace() -> Result<()> {
 
 fn connect() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let port = listener.local_addr()?.port();
+    let port = u32::from(listener.local_addr()?.port());
     let attack = Attack::new("connect").with("CASITA_TAKEOVER_PORT", port);
     attack.is_denied(&[
         ("seccomp", KILLED),

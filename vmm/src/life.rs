@@ -141,11 +141,12 @@ pub fn run_attached(
 ) -> Result<Ended, CliError> {
     check(&new, false)?;
     let after: After = Box::new(|vm, ending, _| {
-        Ok(if ending.started {
+        if ending.started {
             finish(vm, ending.code, ending.error)?;
         } else {
             vm.remove()?;
-        })
+        }
+        Ok(())
     });
     let mut vm = keep(registry.create(new)?, after)?;
     let run = run_once(&mut vm, around, |_| {})?;

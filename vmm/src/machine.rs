@@ -234,7 +234,7 @@ impl Machine {
         Ok(RunningMachine {
             running,
             machine: self,
-            _output: output,
+            output,
         })
     }
 
@@ -254,7 +254,7 @@ pub struct RunningMachine {
     /// The vCPUs, which go first.
     running: Running,
     machine: Machine,
-    _output: SerialOutput,
+    output: SerialOutput,
 }
 
 impl RunningMachine {
@@ -266,7 +266,7 @@ impl RunningMachine {
         let Self {
             mut running,
             machine,
-            _output: output,
+            output,
         } = self;
         let outcome = machine.run(&mut running);
         drop(output);

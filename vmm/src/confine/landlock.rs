@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
 
@@ -96,7 +96,7 @@ fn create(attr: &RulesetAttr, size: usize) -> io::Result<OwnedFd> {
 
 /// In a folder with sockets they can be made and removed, and connected to. What is there is not
 /// read.
-fn allow_sockets(ruleset: &OwnedFd, folder: &PathBuf) -> io::Result<()> {
+fn allow_sockets(ruleset: &OwnedFd, folder: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = open(folder, flags, Mode::empty())?;
     let attr = PathBeneathAttr {

@@ -41,6 +41,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+// In a build that is there for attacks on the other layers.
+#[cfg(feature = "takeover")]
+use crate::takeover::is_without as is_left_out;
+
 pub use cgroup::{Cgroup, CgroupLimits};
 pub use limits::{Most, THREADS, close_all_but, inherited_descriptors};
 pub use mode::Sandbox;
@@ -209,15 +213,10 @@ pub struct Confined {
     pub cgroup: Option<PathBuf>,
 }
 
-/// Whether a layer is left out, in a build that is there for attacks on the others.
-fn is_left_out(layer: Layer) -> bool {
-    #[cfg(feature = "takeover")]
-    return crate::takeover::is_without(layer);
-    #[cfg(not(feature = "takeover"))]
-    {
-        let _ = layer;
-        false
-    }
+/// All are wanted.
+#[cfg(not(feature = "takeover"))]
+fn is_left_out(_: Layer) -> bool {
+    false
 }
 
 /// Collects what the host can't give.

@@ -91,7 +91,7 @@ fn namespaces_of(root: bool) -> UnshareFlags {
 fn join(room: &OwnedFd, namespaces: UnshareFlags) -> io::Result<()> {
     // SAFETY: none of these namespaces takes anything away from memory or descriptors that are in
     // use here.
-    match unsafe { libc::setns(room.as_raw_fd(), namespaces.bits() as libc::c_int) } {
+    match unsafe { libc::setns(room.as_raw_fd(), namespaces.bits().cast_signed()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

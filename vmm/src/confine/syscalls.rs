@@ -84,7 +84,7 @@ impl Call {
                 Ok(vec![SeccompCondition::new(arg, Qword, MaskedEq(mask), value)?])
             }
             When::OwnProcess => Ok(vec![equal(0, u64::from(std::process::id()))?]),
-            When::SocketFolders => Ok(vec![equal(0, libc::AF_UNIX as u64)?]),
+            When::SocketFolders => Ok(vec![equal(0, libc::AF_UNIX.cast_unsigned() as u64)?]),
         }
     }
 }
@@ -106,7 +106,7 @@ use When::{Always, Arg, Bits, OwnProcess, SocketFolders};
 /// No memory that can be written to, or was, is executed.
 const NOT_EXECUTABLE: When = Bits {
     arg: 2,
-    mask: libc::PROT_EXEC as u64,
+    mask: libc::PROT_EXEC.cast_unsigned() as u64,
     value: 0,
 };
 /// A thread, and nothing that is a process of its own.
@@ -117,9 +117,9 @@ const THREAD: When = Bits {
 };
 const THREAD_FLAGS: u64 =
     (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD)
-        as u64;
+        .cast_unsigned() as u64;
 /// Sockets between processes of this host, and no others.
-const UNIX: When = Arg(0, &[libc::AF_UNIX as u64]);
+const UNIX: When = Arg(0, &[libc::AF_UNIX.cast_unsigned() as u64]);
 
 /// What KVM is asked by a vCPU that runs: KVM_RUN, KVM_KVMCLOCK_CTRL, KVM_GET_REGS,
 /// KVM_GET_SREGS; and what a device is asked when it is started: FIONBIO, TUNSETOFFLOAD,
@@ -358,6 +358,9 @@ mod tests {
 
     #[test]
     fn vcpus_run_the_guest_and_nobody_makes_machines() {
+        const KVM_RUN: u64 = 0xae80;
+        const KVM_CREATE_VM: u64 = 0xae01;
+        const TIOCSTI: u64 = 0x5412;
         let ioctls = |role: Role| -> Vec<u64> {
             let lines = CALLS
                 .iter()
@@ -369,9 +372,6 @@ mod tests {
                 })
                 .collect()
         };
-        const KVM_RUN: u64 = 0xae80;
-        const KVM_CREATE_VM: u64 = 0xae01;
-        const TIOCSTI: u64 = 0x5412;
         assert!(ioctls(Role::Vcpu).contains(&KVM_RUN));
         for role in [Role::Io, Role::Control] {
             assert!(!ioctls(role).contains(&KVM_RUN));
