@@ -227,7 +227,8 @@ pub fn time_to_event(command: &mut Command, shim: &Path, at: StampAt, stamp: &Pa
             },
         );
     let (start, _, output) = run_quietly(command)?;
-    let text = std::fs::read_to_string(stamp).with_context(|| {
+    let stamped = std::fs::read_to_string(stamp).ok();
+    let text = stamped.filter(|text| !text.is_empty()).with_context(|| {
         let said = String::from_utf8_lossy(&output.stderr);
         format!(
             "{command:?} never came to {at:?}: {}: {said}",

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use event_manager::{
@@ -120,6 +120,9 @@ pub enum EventLoopError {
     /// The thread has ended, by a panic or because the loop was dropped.
     #[error("the event loop's thread has ended")]
     Gone,
+    /// The loop was made and its thread has not been started.
+    #[error("the event loop's thread has not been started yet")]
+    NotStarted,
     /// A handler asked the loop to wait for the handler itself, which would never end.
     #[error("a handler cannot add or remove handlers on its own loop")]
     OnLoopThread,
@@ -191,17 +194,80 @@ impl MutEventSubscriber for Subscriber {
     }
 }
 
+/// Called on the threads of all loops before they do anything; see [`on_thread_start`].
+static ON_START: OnceLock<fn()> = OnceLock::new();
+
+/// Has `hook` called at the start of each loop's thread, before it touches anything that a guest
+/// has a part in: there a process that is confined thread by thread does its part. Once per
+/// process; later calls change nothing.
+pub fn on_thread_start(hook: fn()) {
+    let _ = ON_START.set(hook);
+}
+
 /// The loop's owner. Dropping it stops the thread, joins it, and drops the handlers that are
 /// still there.
 pub struct EventLoop {
+    name: String,
+    /// Until it is the thread's.
+    manager: Option<EventManager<Subscriber>>,
     handle: EventLoopHandle,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EventLoop {
-    /// Starts a thread called `name`. If a handler panics the loop ends, and `on_panic` is called
-    /// on its thread with the panic's message; it is there to end the VM.
+    /// A loop whose thread, called `name`, is started later. Until then no handler can be added.
+    ///
+    /// # Errors
+    /// No file descriptor is to be had.
+    pub fn new(name: &str) -> Result<EventLoop, EventLoopError> {
+        let manager = EventManager::<Subscriber>::new().map_err(EventLoopError::Create)?;
+        let endpoint = manager.remote_endpoint();
+        Ok(EventLoop {
+            name: name.to_owned(),
+            manager: Some(manager),
+            handle: EventLoopHandle {
+                endpoint,
+                thread: Arc::new(OnceLock::new()),
+            },
+            stop: Arc::new(AtomicBool::new(false)),
+            thread: None,
+        })
+    }
+
+    /// Starts the thread, if it has not been started. If a handler panics the loop ends, and
+    /// `on_panic` is called on its thread with the panic's message; it is there to end the VM.
+    ///
+    /// # Errors
+    /// No thread is to be had.
+    pub fn start(
+        &mut self,
+        on_panic: impl FnOnce(String) + Send + 'static,
+    ) -> Result<(), EventLoopError> {
+        let Some(manager) = self.manager.take() else {
+            return Ok(());
+        };
+        let stopped = Arc::clone(&self.stop);
+        let thread = thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || {
+                if let Some(hook) = ON_START.get() {
+                    hook();
+                }
+                if let Err(message) = run(manager, &stopped) {
+                    on_panic(message);
+                }
+            })
+            .map_err(|source| EventLoopError::Thread {
+                name: self.name.clone(),
+                source,
+            })?;
+        let _ = self.handle.thread.set(thread.thread().id());
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    /// [`Self::new`] and [`Self::start`].
     ///
     /// # Errors
     /// No thread, or no file descriptor, is to be had.
@@ -209,30 +275,9 @@ impl EventLoop {
         name: &str,
         on_panic: impl FnOnce(String) + Send + 'static,
     ) -> Result<EventLoop, EventLoopError> {
-        let manager = EventManager::<Subscriber>::new().map_err(EventLoopError::Create)?;
-        let endpoint = manager.remote_endpoint();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                if let Err(message) = run(manager, &stopped) {
-                    on_panic(message);
-                }
-            })
-            .map_err(|source| EventLoopError::Thread {
-                name: name.to_owned(),
-                source,
-            })?;
-        let handle = EventLoopHandle {
-            endpoint,
-            thread: thread.thread().id(),
-        };
-        Ok(EventLoop {
-            handle,
-            stop,
-            thread: Some(thread),
-        })
+        let mut event_loop = Self::new(name)?;
+        event_loop.start(on_panic)?;
+        Ok(event_loop)
     }
 
     /// A handle to add handlers with, from any thread but the loop's own.
@@ -279,7 +324,7 @@ fn run(mut manager: EventManager<Subscriber>, stop: &AtomicBool) -> Result<(), S
 #[derive(Clone)]
 pub struct EventLoopHandle {
     endpoint: RemoteEndpoint<Subscriber>,
-    thread: ThreadId,
+    thread: Arc<OnceLock<ThreadId>>,
 }
 
 impl EventLoopHandle {
@@ -317,10 +362,11 @@ impl EventLoopHandle {
     }
 
     fn check_thread(&self) -> Result<(), EventLoopError> {
-        if thread::current().id() == self.thread {
-            return Err(EventLoopError::OnLoopThread);
+        match self.thread.get() {
+            None => Err(EventLoopError::NotStarted),
+            Some(thread) if *thread == thread::current().id() => Err(EventLoopError::OnLoopThread),
+            Some(_) => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -24,6 +24,17 @@ pub fn casita() -> PathBuf {
         )
 }
 
+/// The program that attacks its host, for tests of the sandbox: `$CASITA_TAKEOVER_BIN`, or the
+/// debug build with the feature `takeover`.
+pub fn takeover() -> PathBuf {
+    env::var_os("CASITA_TAKEOVER_BIN")
+        .filter(|path| !path.is_empty())
+        .map_or_else(
+            || checkout().join("target/debug/casita-takeover"),
+            PathBuf::from,
+        )
+}
+
 fn xdg(variable: &str, below_home: &str) -> PathBuf {
     let set = env::var_os(variable)
         .map(PathBuf::from)

@@ -51,6 +51,15 @@ impl Program {
             .env("LC_ALL", "C")
     }
 
+    /// The same with another program.
+    #[must_use]
+    pub fn binary(mut self, path: &Path) -> Self {
+        if let Some(word) = self.words.first_mut() {
+            *word = path.display().to_string();
+        }
+        self
+    }
+
     /// Sets a variable of its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {

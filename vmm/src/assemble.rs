@@ -16,7 +16,7 @@ use std::sync::mpsc::Receiver;
 use casita_agent::spec::SpecError;
 use casita_boot::{BootError, CmdlineError, EntryState, LayoutError, MemoryLayout};
 use casita_devices::bus::BusError;
-use casita_devices::event_loop::{EventLoop, EventLoopError};
+use casita_devices::event_loop::{EventLoop, EventLoopError, on_thread_start};
 use casita_devices::serial::SerialError;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::virtio::balloon::Balloon;
@@ -24,12 +24,13 @@ use casita_devices::virtio::block::BlockError;
 use casita_devices::virtio::fs::FsError;
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::TransportError;
-use casita_devices::virtio::vsock::VsockError;
+use casita_devices::virtio::vsock::{Ports, VsockError};
 use kvm_ioctls::{Kvm, VcpuFd};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::config::{BootMode, ConfigError, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::confine::{self, Role};
 use crate::console::Console;
 use crate::dirs::Dirs;
 use crate::disk::{DiskError, NewFile};
@@ -45,6 +46,7 @@ use crate::rootfs::{RootDevice, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
+use crate::vm_stats::OwnMemory;
 use crate::volume::VolumeError;
 use crate::{doctor, guest, platform};
 use board::{VirtioBoard, make_console, make_ports, make_stamps};
@@ -161,6 +163,8 @@ pub struct Surroundings<'a> {
     pub check_kvm: bool,
     /// What the VM's network goes by.
     pub identity: Identity,
+    /// The way to vsock ports of the host, where it is not through a socket's name.
+    pub ports: Option<Ports>,
     /// Stages so far.
     pub stats: RunStats,
 }
@@ -214,9 +218,10 @@ pub fn assemble(
     let vm = Vm::new(&kvm, ram)?;
     stats.stage("vm-created", monotonic_ns());
 
-    let io = spawn_io_thread(&around.sender)?;
+    // Started by the machine: until then there is one thread.
+    let io = EventLoop::new("io")?;
+    on_thread_start(|| confine::enter_role(Role::Io));
     let (serial, keyboard) = make_console(&vm, around.console, &around.sender)?;
-    let serial_output = serial.start_output(&io.handle())?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
     match (files.root, image) {
@@ -238,7 +243,10 @@ pub fn assemble(
     }
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {
-        let vsock = board::vsock_device(config.vsock.as_deref())?;
+        let mut vsock = board::vsock_device(config.vsock.as_deref())?;
+        if let Some(ports) = around.ports {
+            vsock.reach_ports(ports);
+        }
         if boot_mode == BootMode::Agent {
             link = Some(AgentLink::listen(&vsock.handle(), key, around.on_agent)?);
         }
@@ -249,6 +257,7 @@ pub fn assemble(
         slots,
         transports,
         disks,
+        largest_disk,
         ..
     } = virtio;
     let ports = make_ports(&serial, &stamps, &around.sender)?;
@@ -281,7 +290,6 @@ pub fn assemble(
         },
         devices: Devices {
             serial,
-            serial_output,
             keyboard,
             stamps,
             virtio: transports,
@@ -296,6 +304,8 @@ pub fn assemble(
         vm,
         sender: around.sender,
         events: around.events,
+        largest_disk,
+        own_memory: OwnMemory::open(),
         stats,
     })
 }
@@ -320,17 +330,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         log::debug!("the limit of file descriptors stays as it is: {error}");
     }
-}
-
-fn spawn_io_thread(sender: &EventSender) -> Result<EventLoop, EventLoopError> {
-    const NAME: &str = "io";
-    let sender = sender.clone();
-    EventLoop::spawn(NAME, move |message| {
-        sender.send(Event::Panicked {
-            thread: NAME.to_owned(),
-            message,
-        });
-    })
 }
 
 fn make_vcpus(

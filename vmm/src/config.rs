@@ -14,6 +14,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::confine::Sandbox;
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec};
@@ -201,6 +202,24 @@ pub struct MachineConfig {
     pub network_alias: Vec<String>,
     /// What it may reach outside; everything if nothing is said.
     pub egress: Option<EgressPolicy>,
+    /// How much the monitor confines itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
+    /// The host's user that a monitor of root's becomes; 0 to stay root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// The most threads of the monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
+    /// The VM's weight of the host's CPU time, as Docker counts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u32>,
+    /// Its weight of the host's block I/O.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blkio_weight: Option<u16>,
 }
 
 /// Why a machine file was refused.
@@ -368,6 +387,12 @@ impl MachineConfig {
             network: over.network.or(self.network),
             network_alias: [self.network_alias, over.network_alias].concat(),
             egress: over.egress.or(self.egress),
+            sandbox: over.sandbox.or(self.sandbox),
+            uid: over.uid.or(self.uid),
+            gid: over.gid.or(self.gid),
+            pids_limit: over.pids_limit.or(self.pids_limit),
+            cpu_shares: over.cpu_shares.or(self.cpu_shares),
+            blkio_weight: over.blkio_weight.or(self.blkio_weight),
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod control;
 pub mod cp;
@@ -35,6 +36,8 @@ pub mod share;
 pub mod signals;
 pub mod staging;
 pub mod stats;
+#[cfg(feature = "takeover")]
+pub mod takeover;
 pub mod time;
 pub mod vcpu;
 pub mod vm_stats;

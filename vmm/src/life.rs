@@ -6,9 +6,11 @@
 
 mod detach;
 mod end;
+mod keeper;
 mod restart;
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,15 +19,18 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cli::{CliError, EXIT_CASITA};
-use crate::config::{BootMode, MachineConfig};
+use crate::config::{BootMode, DEFAULT_MEMORY, MachineConfig};
+use crate::confine::{Confinement, Ids, Most, Sandbox};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
-use crate::monitor::{self, Attachment, Ended, MonitorError, OnGivenUp, VmRun};
+use crate::monitor::{self, Attachment, Confine, Ended, MonitorError, OnGivenUp, VmRun};
 use crate::net::Identity;
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::time::now;
-use crate::vms::{NewVm, OwnedVm, Registry, RestartPolicy, State, Status, VmsError};
+use crate::vms::{NewVm, News, OwnedVm, Registry, RestartPolicy, State, Status, VmsError};
+
+use keeper::{After, Ending, Kept};
 
 pub use detach::{NotStarted, monitor_process, start_detached};
 pub use end::{EndError, kill, remove, signal, stop, wait_for_end};
@@ -66,6 +71,8 @@ pub struct Surroundings<'a> {
     pub attachment: Attachment,
     /// Stages so far.
     pub stats: RunStats,
+    /// Descriptors that this process was started with and has no use for.
+    pub inherited: Vec<RawFd>,
 }
 
 /// How one run of a VM ended.
@@ -88,6 +95,14 @@ impl Run {
         match &self.ended {
             Ok(ended) => ended.error.clone(),
             Err(error) => Some(crate::cli::in_one_line(error)),
+        }
+    }
+
+    fn ending(&self) -> Ending {
+        Ending {
+            started: self.started,
+            code: self.exit_code(),
+            error: self.error(),
         }
     }
 
@@ -127,13 +142,17 @@ pub fn run_attached(
     around: Surroundings<'_>,
 ) -> Result<Ended, CliError> {
     check(&new, false)?;
-    let mut vm = registry.create(new)?;
+    let after: After = Box::new(|vm, ending, _| {
+        if ending.started {
+            finish(vm, ending.code, ending.error)?;
+        } else {
+            vm.remove()?;
+        }
+        Ok(())
+    });
+    let mut vm = keep(registry.create(new)?, after)?;
     let run = run_once(&mut vm, around, |_| {})?;
-    if run.started {
-        finish(vm, run.exit_code(), run.error())?;
-    } else {
-        vm.remove()?;
-    }
+    vm.end(run.ending())?;
     Ok(run.ended?)
 }
 
@@ -154,13 +173,84 @@ pub fn run_detached(registry: &Registry, new: NewVm) -> Result<String, CliError>
     }
 }
 
+/// A VM that is about to run, with the keeper that it needs if its monitor is to be confined.
+fn keep(mut vm: OwnedVm, after: After) -> Result<Kept, CliError> {
+    about_to_run(&mut vm)?;
+    if vm.record().config.sandbox == Some(Sandbox::Off) {
+        return Ok(Kept::by_itself(vm, after));
+    }
+    Kept::by_keeper(vm, after)
+        .map_err(|error| format!("the VM's keeper could not be started: {error}").into())
+}
+
+fn about_to_run(vm: &mut OwnedVm) -> Result<(), VmsError> {
+    let before = vm.state();
+    vm.set_state(State {
+        status: match before.restarts {
+            0 => Status::Created,
+            _ => Status::Restarting,
+        },
+        pid: Some(std::process::id()),
+        exit_code: None,
+        error: None,
+        finished: None,
+        sandbox: None,
+        ..before
+    })
+}
+
+/// How the monitor of `vm` is to confine itself; None if it is not.
+fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
+    let keeper = vm.keeper()?.clone();
+    let record = vm.vm.record();
+    let config = &record.config;
+    let own = Ids::of_vm(record.id.as_str());
+    let ids = match (config.uid, config.gid) {
+        (Some(0), None | Some(0)) => None,
+        (uid, gid) => {
+            let uid = uid.unwrap_or(own.uid);
+            let gid = gid.unwrap_or(if config.uid.is_some() { uid } else { own.gid });
+            Some(Ids { uid, gid })
+        }
+    };
+    let (connecting, waiting, joining) = (keeper.clone(), keeper.clone(), keeper.clone());
+    Some(Confine {
+        how: Confinement {
+            strict: config.sandbox == Some(Sandbox::Strict),
+            ids,
+            most: Most {
+                threads: config.pids_limit,
+                guest_memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
+                file: None,
+            },
+            inherited,
+            told: Some(keeper.socket().as_raw_fd()),
+            ..Confinement::default()
+        },
+        cgroup: Box::new(move || waiting.cgroup()),
+        room: Box::new(move || joining.room()),
+        on_confined: Box::new(move |confined| {
+            if let Err(error) = keeper.confined(confined) {
+                log::warn!("how the VM is confined could not be told: {error}");
+            }
+        }),
+        ports: Arc::new(move |port| connecting.connect(port)),
+    })
+}
+
 /// Runs the VM once. `tell` is told when its main process has started, or why it has not.
 fn run_once(
-    vm: &mut OwnedVm,
+    kept: &mut Kept,
     around: Surroundings<'_>,
     tell: impl FnOnce(Result<(), StartFailure>) + Send + 'static,
 ) -> Result<Run, VmsError> {
-    let (runtime_dir, console_log) = match begin(vm) {
+    let confine = confine(kept, around.inherited);
+    let vm = &kept.vm;
+    let teller = match kept.keeper() {
+        Some(keeper) => vm.teller().through(keeper.clone()),
+        None => vm.teller(),
+    };
+    let (runtime_dir, console_log) = match surroundings_of(vm) {
         Ok(made) => made,
         Err(error) => {
             tell(Err(StartFailure::of(&error)));
@@ -169,13 +259,9 @@ fn run_once(
     };
     let config = machine_of(vm);
     let tell = Arc::new(Mutex::new(Some(tell)));
-    let (told, teller) = (tell.clone(), vm.teller());
+    let (told, telling) = (tell.clone(), teller.clone());
     let started = move |_| {
-        let running = teller.update(|state| {
-            state.status = Status::Running;
-            state.started = Some(now());
-        });
-        if let Err(error) = running {
+        if let Err(error) = telling.tell(News::Running) {
             log::warn!("{error}");
         }
         if let Some(tell) = taken(&told) {
@@ -191,7 +277,8 @@ fn run_once(
         signals: around.signals,
         attachment: around.attachment,
         runtime_dir: Some(&runtime_dir),
-        teller: Some(vm.teller()),
+        teller: Some(teller),
+        confine,
         console_log,
         check_kvm: !vm.record().skip_kvm_check,
         on_started: Some(Box::new(started)),
@@ -214,20 +301,8 @@ fn run_once(
     Ok(run)
 }
 
-/// Tells that it is about to run, and makes what it needs beside its machine.
-fn begin(vm: &mut OwnedVm) -> Result<(PathBuf, Option<File>), VmsError> {
-    let before = vm.state();
-    vm.set_state(State {
-        status: match before.restarts {
-            0 => Status::Created,
-            _ => Status::Restarting,
-        },
-        pid: Some(std::process::id()),
-        exit_code: None,
-        error: None,
-        finished: None,
-        ..before
-    })?;
+/// Makes what a VM needs beside its machine.
+fn surroundings_of(vm: &OwnedVm) -> Result<(PathBuf, Option<File>), VmsError> {
     Ok((vm.runtime_dir()?, console_log(vm)?))
 }
 

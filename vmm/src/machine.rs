@@ -1,5 +1,5 @@
 //! A machine and its one owner: everything of a VM lives here, and only the thread that calls
-//! [`Machine::run`] decides about its end. Others tell it of [`Event`]s.
+//! [`RunningMachine::run`] decides about its end. Others tell it of [`Event`]s.
 
 mod command;
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use casita_devices::event_loop::EventLoop;
+use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::power::PowerEvent;
 use casita_devices::serial::{Input, Serial, SerialError, SerialOutput};
 use casita_devices::stamp::{StampDevice, monotonic_ns};
@@ -21,13 +21,14 @@ use casita_devices::virtio::transport::mmio::MmioTransport;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
+use crate::confine::{self, Role};
 use crate::kvm::vm::Vm;
 use crate::link::AgentLink;
 use crate::net::{NetDevice, NetworkState};
 use crate::share::Share;
 use crate::stats::RunStats;
-use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuThread};
-use crate::vm_stats::{self, BlockStats, MemoryStats, NetStats, VmStats};
+use crate::vcpu::{Buses, Gate, VcpuFailure, VcpuReport, VcpuThread};
+use crate::vm_stats::{self, BlockStats, NetStats, OwnMemory, VmStats};
 pub use command::{Answer, Command, Ended, Reply};
 
 /// What can happen to a machine that its owner must know.
@@ -144,7 +145,10 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The console's input can't be used.
+    /// The I/O thread can't be started.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// The console can't be used.
     #[error(transparent)]
     Serial(#[from] SerialError),
 }
@@ -164,8 +168,6 @@ pub struct Outcome {
 pub struct Devices {
     /// The console.
     pub serial: Serial,
-    /// Its output, on the I/O thread.
-    pub serial_output: SerialOutput,
     /// What the user types, from the start of the run on.
     pub keyboard: Option<Input>,
     /// The guest's own account of its boot and of its command's end.
@@ -230,6 +232,10 @@ pub struct Machine {
     pub sender: EventSender,
     /// What they told.
     pub events: Receiver<Event>,
+    /// The length of its largest disk, in bytes.
+    pub largest_disk: u64,
+    /// Where the host's kernel counts this process's memory.
+    pub own_memory: OwnMemory,
     /// What the start cost so far.
     pub stats: RunStats,
 }
@@ -240,25 +246,79 @@ impl Machine {
         self.devices.link.as_ref()
     }
 
-    /// Runs the guest until its end.
+    /// Starts the threads of devices and vCPUs, and lets the guest run. From here on this thread,
+    /// and those that it starts, make no system calls but those of [`Role::Control`].
     ///
     /// # Errors
-    /// If the host has no thread left for a vCPU, or the console can't be read.
-    pub fn run(mut self) -> Result<Outcome, RunError> {
+    /// If the host has no thread left, or the console can't be used.
+    pub fn start(mut self) -> Result<RunningMachine, RunError> {
+        let output = self.start_io()?;
+        let mut running = Running::new(self.vcpus.len());
+        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
+            let (buses, gate) = (self.buses.clone(), running.gate.clone());
+            let thread = VcpuThread::spawn(index, fd, buses, gate, self.sender.clone());
+            let thread = thread.map_err(|source| RunError::Thread { index, source })?;
+            running.threads.push(thread);
+        }
+        // They wait until this thread, too, has only what it needs.
+        confine::enter_role(Role::Control);
+        running.gate.resume();
+        Ok(RunningMachine {
+            running,
+            machine: self,
+            output,
+        })
+    }
+
+    /// Starts the I/O thread, and the console's output on it.
+    fn start_io(&mut self) -> Result<SerialOutput, RunError> {
+        let sender = self.sender.clone();
+        self.io.start(move |message| {
+            let thread = "io".to_owned();
+            sender.send(Event::Panicked { thread, message });
+        })?;
+        Ok(self.devices.serial.start_output(&self.io.handle())?)
+    }
+}
+
+/// A machine whose guest runs. Dropping it ends the guest.
+pub struct RunningMachine {
+    /// The vCPUs, which go first.
+    running: Running,
+    machine: Machine,
+    output: SerialOutput,
+}
+
+impl RunningMachine {
+    /// Waits for the guest's end.
+    ///
+    /// # Errors
+    /// If the console can't be read.
+    pub fn run(self) -> Result<Outcome, RunError> {
+        let Self {
+            mut running,
+            machine,
+            output,
+        } = self;
+        let outcome = machine.run(&mut running);
+        drop(output);
+        outcome
+    }
+}
+
+impl Machine {
+    fn run(mut self, running: &mut Running) -> Result<Outcome, RunError> {
         let typed = self.devices.keyboard.take();
         let _typed = typed
             .map(|input| self.devices.serial.start_input(&self.io.handle(), input))
             .transpose()?;
-        let mut running = Running::new(self.vcpus.len());
-        let end = self.run_until_end(&mut running);
+        let end = self.run_until_end(running);
         if let Some(net) = &self.devices.net {
             net.expect_end();
         }
-        running.gate.stop();
-        running.kick();
-        self.finish_output(end.as_ref().is_ok_and(End::is_the_guests));
-        let threads = running.threads.into_iter();
-        let reports: Vec<_> = threads.map(VcpuThread::join).collect();
+        running.stop();
+        self.finish_output(end.is_the_guests());
+        let reports = running.join();
 
         let mut stats = self.stats;
         if let Some(boot) = reports.first() {
@@ -277,19 +337,13 @@ impl Machine {
         let status = self.devices.stamps.exit_status();
         let exit_status = status.map(|status| u8::try_from(status).unwrap_or(u8::MAX));
         Ok(Outcome {
-            end: end?,
+            end,
             exit_status,
             stats,
         })
     }
 
-    fn run_until_end(&mut self, running: &mut Running) -> Result<End, RunError> {
-        for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
-            let (buses, gate) = (self.buses.clone(), running.gate.clone());
-            let thread = VcpuThread::spawn(index, fd, buses, gate, self.sender.clone());
-            let thread = thread.map_err(|source| RunError::Thread { index, source })?;
-            running.threads.push(thread);
-        }
+    fn run_until_end(&self, running: &Running) -> End {
         let mut deadline = None;
         while let Some(event) = self.next_event(deadline) {
             match event {
@@ -298,17 +352,17 @@ impl Machine {
                 }
                 Event::Command(Command::Kill, reply) => {
                     reply.answer(Answer::Done);
-                    return Ok(End::Killed);
+                    return End::Killed;
                 }
                 Event::Command(command, reply) => self.obey(command, reply, running),
                 event => {
                     if let Some(end) = End::of(event) {
-                        return Ok(end);
+                        return end;
                     }
                 }
             }
         }
-        Ok(End::AgentGone)
+        End::AgentGone
     }
 
     /// The next event; None if there is none until `deadline`.
@@ -349,8 +403,8 @@ impl Machine {
         let disks = self.devices.disks.iter();
         VmStats {
             cpu_ms: vm_stats::cpu_ms(),
-            vcpus_ms: vm_stats::vcpus_ms(),
-            memory: MemoryStats::of_self(self.vm.ram().layout().bytes()),
+            vcpus_ms: running.threads.iter().map(VcpuThread::cpu_ms).collect(),
+            memory: self.own_memory.stats(self.vm.ram().layout().bytes()),
             block: disks
                 .map(|(name, traffic)| BlockStats::of(name, traffic))
                 .collect(),
@@ -383,15 +437,33 @@ struct Running {
 impl Running {
     fn new(vcpus: usize) -> Self {
         Self {
-            gate: Arc::new(Gate::new(vcpus)),
+            gate: Arc::new(Gate::closed(vcpus)),
             threads: Vec::with_capacity(vcpus),
             since: Instant::now(),
         }
     }
 
+    /// Makes all vCPUs end.
+    fn stop(&self) {
+        self.gate.stop();
+        self.kick();
+    }
+
+    /// Waits until they have.
+    fn join(&mut self) -> Vec<VcpuReport> {
+        self.threads.drain(..).map(VcpuThread::join).collect()
+    }
+
     /// Makes all vCPUs look at the gate.
     fn kick(&self) {
         self.threads.iter().for_each(VcpuThread::kick);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        self.join();
     }
 }
 

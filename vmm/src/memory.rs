@@ -201,6 +201,8 @@ impl GuestRam {
         let small = self.layout.bytes() <= SMALL_GUEST;
         let mergeable = self.sharing == Sharing::Mergeable;
         let advice = [
+            // What a guest has in memory is nobody's who reads core files.
+            Some(libc::MADV_DONTDUMP),
             small.then_some(libc::MADV_NOHUGEPAGE),
             mergeable.then_some(libc::MADV_MERGEABLE),
         ];
@@ -308,6 +310,8 @@ impl GuestRam {
         if mapped == libc::MAP_FAILED {
             return Err(failed(io::Error::last_os_error()));
         }
+        // SAFETY: the range was mapped just now, and its content does not change.
+        unsafe { libc::madvise(mapped, len as usize, libc::MADV_DONTDUMP) };
         Ok(())
     }
 
@@ -595,5 +599,30 @@ mod tests {
             error.to_string().contains("more than this host's"),
             "{error}"
         );
+    }
+
+    /// proc_pid_smaps(5): `dd` is "do not include area into core dump".
+    #[test]
+    fn guest_memory_is_in_no_core_file() {
+        for ram in [ram(16), shared_ram(16)] {
+            let start = ram.host_range(0, MIB).unwrap() as usize;
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut flags = None;
+            let mut inside = false;
+            for line in maps.lines() {
+                let bounds = line
+                    .split_once(' ')
+                    .and_then(|(range, _)| range.split_once('-'));
+                if let Some((from, to)) = bounds {
+                    let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+                    inside = (number(from)..number(to)).contains(&start);
+                }
+                if let (true, Some(found)) = (inside, line.strip_prefix("VmFlags:")) {
+                    flags = Some(found.to_owned());
+                }
+            }
+            let flags = flags.unwrap();
+            assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+        }
     }
 }

@@ -12,22 +12,26 @@ mod main_process;
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use casita_devices::stamp::monotonic_ns;
+use casita_devices::virtio::vsock::Ports;
 use log::Level;
 use thiserror::Error;
 
 use crate::assemble::{AssembleError, ConsoleUse, OnAgent, Surroundings, assemble};
 use crate::config::{BootMode, MachineConfig};
+use crate::confine::{self, ConfineError, Confined, Confinement, Layer, Missing, Role};
 use crate::console::{Console, RawTerminal};
-use crate::control::{ControlServer, ControlTarget};
+use crate::control::{ControlServer, ControlSocket, ControlTarget};
 use crate::dirs::Dirs;
 use crate::link::{LinkError, LinkEvent};
-use crate::machine::{End, Event, EventSender, Machine, Outcome, RunError, events};
+use crate::machine::{End, Event, EventSender, Machine, Outcome, RunError, RunningMachine, events};
 use crate::net::Identity;
 use crate::session::{Forwarder, Target};
 use crate::signals::{self, Signals, Watcher};
@@ -61,6 +65,9 @@ pub struct VmRun<'a> {
     pub runtime_dir: Option<&'a Path>,
     /// For telling whether the VM is paused; without one nobody is told.
     pub teller: Option<Teller>,
+    /// How this process confines itself, for good, before the guest's first instruction; without
+    /// it, it does not.
+    pub confine: Option<Confine>,
     /// For what the kernel and the agent write to the console.
     pub console_log: Option<File>,
     /// Whether to refuse a KVM that can't run Linux before trying.
@@ -79,6 +86,20 @@ pub struct VmRun<'a> {
 /// See [`VmRun::on_given_up`].
 pub type OnGivenUp = Box<dyn FnOnce() + Send>;
 
+/// How a process that runs a VM confines itself. It can do little more afterwards than to end.
+pub struct Confine {
+    /// How.
+    pub how: Confinement,
+    /// The cgroup that was made for it, or why there is none.
+    pub cgroup: Box<dyn FnOnce() -> Result<PathBuf, String>>,
+    /// The process whose namespaces were made for it.
+    pub room: Box<dyn FnOnce() -> Option<OwnedFd>>,
+    /// Told what it was confined to.
+    pub on_confined: Box<dyn FnOnce(&Confined)>,
+    /// The way to vsock ports of the host, which this process can't reach by itself any more.
+    pub ports: Ports,
+}
+
 /// Why a VM could not be run. Nothing of it is left.
 #[derive(Debug, Error)]
 pub enum MonitorError {
@@ -88,6 +109,9 @@ pub enum MonitorError {
     /// It could not be run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The process that is to run it could not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// Its agent could not be listened to.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -123,6 +147,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             events: receiver,
             check_kvm: vm.check_kvm,
             identity: vm.identity,
+            ports: ports(vm.confine.as_ref()),
             stats: vm.stats,
         },
     )?;
@@ -138,9 +163,13 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let target: Arc<dyn Target> = hub.clone();
     let forwarder = Arc::new(Forwarder::new(target, vm.attachment.is_raw()));
     drop(early);
+    let socket = listen(vm.runtime_dir)?;
+    let attached = matches!(vm.attachment, Attachment::Attached(_));
+    let machine = start(machine, vm.confine, attached)?;
+    link.listen_to_agent()?;
     let on_signal = forwarder.clone();
     let signals = watch(vm.signals, move |signal| on_signal.on_signal(signal))?;
-    let control = serve(vm.runtime_dir, &hub)?;
+    let control = serve(socket, &hub)?;
     start_clock(&hub)?;
     let main_process = MainProcess {
         hub: hub.clone(),
@@ -167,6 +196,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     let (sender, receiver) = events();
     let early = watch_early(vm.signals, &sender, vm.on_given_up)?;
     let own = Console::detect();
+    let attached = matches!(vm.attachment, Attachment::Attached(_));
     let (console, raw) = match vm.attachment {
         Attachment::Attached(_) => (ConsoleUse::Own(own), matches!(own, Console::Terminal)),
         Attachment::Logged { stdout, .. } => (ConsoleUse::Log(stdout), false),
@@ -181,11 +211,14 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
             events: receiver,
             check_kvm: vm.check_kvm,
             identity: vm.identity,
+            ports: ports(vm.confine.as_ref()),
             stats: vm.stats,
         },
     )?;
     tell_network(vm.teller.as_ref(), &machine);
     drop(early);
+    let socket = listen(vm.runtime_dir)?;
+    let machine = start(machine, vm.confine, attached)?;
     let told = sender.clone();
     let signals = watch(vm.signals, move |signal| {
         if signals::ENDING.contains(&signal) {
@@ -193,7 +226,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
         }
     })?;
     let hub = Hub::new(sender, None, vm.config, Arc::default(), vm.teller);
-    let control = serve(vm.runtime_dir, &hub)?;
+    let control = serve(socket, &hub)?;
     start_clock(&hub)?;
     let raw = raw.then(RawTerminal::enter).transpose();
     let raw = raw.map_err(|error| MonitorError::Host("set the terminal up", error))?;
@@ -267,9 +300,70 @@ fn watch(
     watcher.map_err(|error| MonitorError::Host("wait for signals", error))
 }
 
-fn serve(dir: Option<&Path>, hub: &Arc<Hub>) -> Result<Option<ControlServer>, MonitorError> {
+fn ports(confine: Option<&Confine>) -> Option<Ports> {
+    confine.map(|confine| confine.ports.clone())
+}
+
+/// Lets the guest run, once this process is confined: all that the VM needs is open, and this is
+/// the only thread.
+fn start(
+    mut machine: Machine,
+    confine: Option<Confine>,
+    attached: bool,
+) -> Result<RunningMachine, MonitorError> {
+    let Some(Confine {
+        mut how,
+        cgroup,
+        room,
+        on_confined,
+        ..
+    }) = confine
+    else {
+        return Ok(machine.start()?);
+    };
+    match cgroup() {
+        Ok(dir) => how.cgroup = Some(dir),
+        Err(why) => how.missing.push(Missing {
+            layer: Layer::CgroupLimits,
+            why,
+        }),
+    }
+    how.room = room();
+    how.most.file = file_limit(&machine, attached);
+    let confined = confine::enter(how)?;
+    machine.stats.stage("confined", monotonic_ns());
+    let machine = machine.start()?;
+    // The guest need not wait for this.
+    on_confined(&confined);
+    Ok(machine)
+}
+
+/// The length that no file of ours has to grow beyond: that of the largest disk, or of logs. A file
+/// that the user has given us as standard output may be longer than any.
+fn file_limit(machine: &Machine, attached: bool) -> Option<u64> {
+    const LOGS: u64 = 256 << 20;
+    let is_file = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|found| {
+            rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::RegularFile
+        })
+    };
+    let given = attached && (is_file(io::stdout().as_fd()) || is_file(io::stderr().as_fd()));
+    (!given).then(|| machine.largest_disk.max(LOGS))
+}
+
+fn listen(dir: Option<&Path>) -> Result<Option<ControlSocket>, MonitorError> {
+    dir.map(ControlSocket::listen)
+        .transpose()
+        .map_err(|error| MonitorError::Host("make the VM's control socket", error))
+}
+
+fn serve(
+    socket: Option<ControlSocket>,
+    hub: &Arc<Hub>,
+) -> Result<Option<ControlServer>, MonitorError> {
     let target: Arc<dyn ControlTarget> = hub.clone();
-    dir.map(|dir| ControlServer::start(dir, target))
+    socket
+        .map(|socket| ControlServer::serve(socket, target))
         .transpose()
         .map_err(|error| MonitorError::Host("make the VM's control socket", error))
 }
@@ -295,6 +389,9 @@ fn spawn<T: Send + 'static>(
 ) -> Result<JoinHandle<T>, MonitorError> {
     thread::Builder::new()
         .name(name.into())
-        .spawn(work)
+        .spawn(move || {
+            confine::enter_role(Role::Control);
+            work()
+        })
         .map_err(|error| MonitorError::Host("start a thread", error))
 }

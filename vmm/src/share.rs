@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -80,11 +80,25 @@ pub struct Share {
 #[derive(Debug)]
 struct Program(Child);
 
+/// How long a program may take to end with its connection.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
 impl Drop for Program {
     fn drop(&mut self) {
         // It may have ended by itself, with its connection.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if self.0.kill().is_ok() {
+            let _ = self.0.wait();
+            return;
+        }
+        // A confined process may signal nobody: the end of the connection has to do.
+        let until = Instant::now() + LAST_BREATH;
+        while let Ok(None) = self.0.try_wait() {
+            if Instant::now() > until {
+                log::warn!("a program that serves a directory does not end");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -117,6 +131,7 @@ impl Share {
         if read_only {
             command.arg("--read-only");
         }
+        helpers::harden(&mut command);
         let program = command.spawn().map(Program).map_err(failed)?;
         Ok(Self {
             dir: dir.to_owned(),

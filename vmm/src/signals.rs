@@ -8,6 +8,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 
+use crate::confine::{self, Role};
 use crate::session::StopEvent;
 
 /// Signals that ask for the end.
@@ -70,6 +71,7 @@ impl Signals {
         let thread = thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
+                confine::enter_role(Role::Control);
                 while wait(&fd, &stopped) {
                     drain(&fd, &mut handler);
                 }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 
 use casita_devices::stamp::Stamp;
 use serde::Serialize;
@@ -101,12 +100,11 @@ impl RunStats {
         self.stages.sort_by_key(|stage| stage.at_ns);
     }
 
-    /// Writes the stats to `path` as one JSON object.
+    /// Writes the stats to `file` as one JSON object.
     ///
     /// # Errors
-    /// If the file can't be written.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut file = File::create(path)?;
+    /// If it can't be written.
+    pub fn write(&self, mut file: File) -> io::Result<()> {
         serde_json::to_writer(&mut file, self)?;
         file.write_all(b"\n")
     }

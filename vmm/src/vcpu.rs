@@ -22,6 +22,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::confine::{self, Role};
 use crate::machine::{Event, EventSender, panic_message};
 use crate::stats::ExitCounts;
 pub use gate::{Gate, Parked};
@@ -169,6 +170,7 @@ impl VcpuThread {
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
+                confine::enter_role(Role::Vcpu);
                 let mut vcpu = Vcpu {
                     fd,
                     buses,
@@ -197,6 +199,26 @@ impl VcpuThread {
     pub fn kick(&self) {
         // SAFETY: the thread is not joined yet, so its pthread_t is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// CPU time of the thread, with what the host did for its vCPU, in milliseconds.
+    pub fn cpu_ms(&self) -> u64 {
+        let mut clock = 0;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the thread is not joined yet, so its pthread_t is valid; both calls write to
+        // variables of this function.
+        let told = unsafe {
+            libc::pthread_getcpuclockid(self.thread.as_pthread_t(), &raw mut clock) == 0
+                && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+        if told {
+            u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unwrap_or(0)
+        } else {
+            0
+        }
     }
 
     /// Exits to user space so far.

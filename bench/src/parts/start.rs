@@ -8,6 +8,8 @@ use crate::process::{StampAt, time_to_event};
 use crate::subjects::Subjects;
 
 const WHAT: &str = "exec to first KVM_RUN";
+/// The same without the sandbox: the difference is what that costs.
+const WITHOUT: &str = "the same with --sandbox=off";
 
 /// Measures casita and QEMU in turns.
 pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
@@ -23,6 +25,8 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
     for run in 0..=subjects.runs {
         let mut casita = peers::casita(subjects, "256M")?;
         casita.args(["--skip-kvm-check", "--", "true"]);
+        let mut bare = peers::casita(subjects, "256M")?;
+        bare.args(["--sandbox=off", "--skip-kvm-check", "--", "true"]);
         let mut qemu = Qemu {
             memory: "256M",
             cmdline: "console=ttyS0",
@@ -34,10 +38,15 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
             exit_at_stage: false,
         }
         .command(subjects);
-        for (who, command) in [(CASITA, &mut casita), (QEMU, &mut qemu)] {
+        let commands = [
+            (WHAT, CASITA, &mut casita),
+            (WITHOUT, CASITA, &mut bare),
+            (WHAT, QEMU, &mut qemu),
+        ];
+        for (what, who, command) in commands {
             let ms = time_to_event(command, &subjects.shim, StampAt::KvmRun, &stamp)?;
             if run > 0 {
-                result.add(WHAT, who, "ms", ms);
+                result.add(what, who, "ms", ms);
             }
         }
     }

@@ -7,6 +7,7 @@ mod detached;
 mod disks;
 mod egress;
 mod ends;
+mod escape;
 mod exec;
 mod faults;
 mod hardware;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     disks::tests(&mut suite);
     egress::tests(&mut suite);
     ends::tests(&mut suite);
+    escape::tests(&mut suite);
     exec::tests(&mut suite);
     hardware::tests(&mut suite);
     images::tests(&mut suite);

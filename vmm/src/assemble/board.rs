@@ -98,6 +98,8 @@ pub(super) struct VirtioBoard<'a> {
     pub(super) slots: Vec<VirtioMmio>,
     pub(super) transports: Vec<Arc<MmioTransport>>,
     pub(super) disks: Vec<(String, Arc<Traffic>)>,
+    /// In bytes.
+    pub(super) largest_disk: u64,
 }
 
 impl<'a> VirtioBoard<'a> {
@@ -109,11 +111,13 @@ impl<'a> VirtioBoard<'a> {
             slots: Vec::new(),
             transports: Vec::new(),
             disks: Vec::new(),
+            largest_disk: 0,
         }
     }
 
     /// Puts a disk into the next slot; `name` is for people who ask what goes through it.
     pub(super) fn plug_in_disk(&mut self, name: &str, disk: Block) -> Result<(), AssembleError> {
+        self.largest_disk = self.largest_disk.max(disk.file_len());
         self.disks.push((name.to_owned(), disk.traffic()));
         self.plug_in(Box::new(disk))
     }

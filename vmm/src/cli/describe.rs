@@ -4,6 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig};
+use crate::confine::state::LayerState;
+use crate::confine::{self, Sandbox};
 use crate::control::Client;
 use crate::net::NetworkState;
 use crate::time::{now, rfc3339, rough};
@@ -72,6 +74,8 @@ pub struct Description {
     pub restart: String,
     pub restarts: u32,
     pub rm: bool,
+    /// How its monitor is confined, while it runs.
+    pub sandbox: SandboxDescription,
     pub kernel: Option<String>,
     /// All of the machine's description, with the options' names.
     pub config: Value,
@@ -109,6 +113,26 @@ pub struct Limits {
     pub cpus: u8,
 }
 
+/// How a monitor is confined.
+#[derive(Debug, Serialize)]
+pub struct SandboxDescription {
+    /// What was asked for.
+    pub mode: Sandbox,
+    /// Layer by layer, as the host's kernel tells; none if the VM does not run.
+    pub layers: Vec<LayerState>,
+}
+
+impl SandboxDescription {
+    fn of(config: &MachineConfig, state: &State) -> Self {
+        let pid = state.pid.filter(|_| !state.status.has_ended());
+        let layers = pid.and_then(|pid| confine::state::read(pid, state.sandbox.as_ref()));
+        Self {
+            mode: config.sandbox.unwrap_or_default(),
+            layers: layers.unwrap_or_default(),
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct DiskDescription {
     pub path: String,
@@ -122,6 +146,7 @@ impl Description {
     pub fn of(vm: &Vm, state: State) -> Result<Self, serde_json::Error> {
         let record = vm.record();
         let config = &record.config;
+        let sandbox = SandboxDescription::of(config, &state);
         Ok(Self {
             id: record.id.to_string(),
             name: record.name.clone(),
@@ -148,6 +173,7 @@ impl Description {
             restart: record.restart.to_string(),
             restarts: state.restarts,
             rm: record.rm,
+            sandbox,
             kernel: config
                 .kernel
                 .as_ref()

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{CliError, EXIT_CASITA, Format, json};
+use crate::confine::state::Is;
 use crate::dirs::Dirs;
 use crate::doctor::{Report, Status, examine};
 
@@ -49,6 +50,14 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
         if let Some(fix) = &check.fix {
             writeln!(out, "{:20}-> {fix}", "")?;
         }
+    }
+    writeln!(out, "The sandbox of a VM's monitor, as this host gives it:")?;
+    for layer in &report.sandbox {
+        let mark = if layer.is == Is::Off { "warn" } else { "ok  " };
+        writeln!(out, "{mark}  {:<18}  {}", layer.layer, layer.in_words())?;
+    }
+    if let Some(error) = &report.sandbox_error {
+        writeln!(out, "warn  none: {error}")?;
     }
     let verdict = if report.can_run_guests {
         "Guests can run on this machine."

@@ -24,6 +24,8 @@ enum What {
         /// Which shell
         shell: Shell,
     },
+    /// Print the system calls that a confined monitor may make: by whom, and what for
+    Syscalls,
     /// Write the man pages
     Man {
         /// Folder to write them to; made if it is missing
@@ -39,6 +41,12 @@ pub fn generate(args: &GenerateArgs, command: Command) -> Result<ExitCode, CliEr
     match &args.what {
         What::Completions { shell } => {
             complete(*shell, &command, &mut std::io::stdout());
+        }
+        What::Syscalls => {
+            let mut out = std::io::stdout().lock();
+            for line in crate::confine::describe() {
+                writeln!(out, "{line}")?;
+            }
         }
         What::Man { dir } => {
             let failed = |error| {

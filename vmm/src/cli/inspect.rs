@@ -86,6 +86,12 @@ fn describe(out: &mut impl Write, vm: &Description) -> Result<(), CliError> {
     for name in SHOWN {
         print(out, name, &fields[name])?;
     }
+    let mode = fields["sandbox"]["mode"].as_str().unwrap_or_default();
+    writeln!(out, "{:<18} {mode}", "sandbox")?;
+    for layer in &vm.sandbox.layers {
+        let name = format!("sandbox.{}", layer.layer);
+        writeln!(out, "{name:<26} {}", super::one_line(&layer.in_words()))?;
+    }
     Ok(())
 }
 

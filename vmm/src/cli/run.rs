@@ -1,8 +1,9 @@
 //! `casita run`.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use casita_devices::stamp::monotonic_ns;
@@ -16,6 +17,7 @@ use super::{CliError, report_console};
 use crate::config::{
     BootMode, DEFAULT_CPUS, DEFAULT_MEMORY, MachineConfig, MemorySize, default_kernel, parse_cpus,
 };
+use crate::confine::{Sandbox, inherited_descriptors};
 use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::images::{self, PullPolicy};
@@ -36,6 +38,7 @@ const LIFE: &str = "Life";
 const STORAGE: &str = "Storage";
 const NETWORK: &str = "Network";
 const MACHINE: &str = "Machine";
+const SANDBOX: &str = "Sandbox";
 
 /// Options of `casita run`.
 #[derive(Debug, Args)]
@@ -180,6 +183,26 @@ pub struct RunArgs {
     /// How to start: with casita's agent, or the image's own init and nothing of casita's
     #[arg(long, value_name = "MODE", help_heading = MACHINE)]
     boot: Option<BootMode>,
+    /// How much the VM's monitor confines itself on this host: as far as the host allows, not at
+    /// all, or wholly or not at all [default: default]
+    #[arg(long, value_name = "MODE", help_heading = SANDBOX)]
+    sandbox: Option<Sandbox>,
+    /// User of the host that the monitor becomes if root starts it; 0 to stay root [default: one of
+    /// the VM's own]
+    #[arg(long, value_name = "NUMBER", help_heading = SANDBOX)]
+    uid: Option<u32>,
+    /// Its group [default: the user's number]
+    #[arg(long, value_name = "NUMBER", help_heading = SANDBOX)]
+    gid: Option<u32>,
+    /// Most threads of the monitor on this host [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..), help_heading = SANDBOX)]
+    pids_limit: Option<u64>,
+    /// Weight of CPU time beside others, from 2 to 262144, if a cgroup can be made [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=262_144), help_heading = SANDBOX)]
+    cpu_shares: Option<u32>,
+    /// Weight of block I/O beside others, from 10 to 1000, if a cgroup can be made
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(10..=1000), help_heading = SANDBOX)]
+    blkio_weight: Option<u16>,
     /// Write the stages of the boot and the VM exits to FILE, as JSON
     #[arg(long, value_name = "FILE", help_heading = MACHINE)]
     stats: Option<PathBuf>,
@@ -263,6 +286,12 @@ impl RunArgs {
             network: self.network.clone(),
             network_alias: self.network_alias.clone(),
             egress: self.egress.clone(),
+            sandbox: self.sandbox,
+            uid: self.uid,
+            gid: self.gid,
+            pids_limit: self.pids_limit,
+            cpu_shares: self.cpu_shares,
+            blkio_weight: self.blkio_weight,
         });
         if let Some(name) = &config.name {
             vm_name(name)?;
@@ -373,6 +402,7 @@ fn check_plain(config: &MachineConfig) -> Result<(), CliError> {
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let mut stats = RunStats::default();
     stats.stage("main", monotonic_ns());
+    let inherited = inherited_descriptors();
     let signals = Signals::take_all()?;
     let config = args.machine()?;
     let dirs = Dirs::from_env()?;
@@ -388,13 +418,23 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         signals: &signals,
         attachment: Attachment::Attached(attach),
         stats,
+        inherited,
+    };
+    let stats_failed =
+        |path: &Path, error| format!("stats could not be written to {}: {error}", path.display());
+    // Opened before the VM runs: afterwards this process can't open anything.
+    let stats_file = match &args.stats {
+        Some(path) => Some((
+            path,
+            File::create(path).map_err(|error| stats_failed(path, error))?,
+        )),
+        None => None,
     };
     let ended = life::run_attached(&registry, args.new_vm(config, &dirs)?, around)?;
     log_summary(&ended.stats);
-    if let Some(path) = &args.stats {
-        ended.stats.write(path).map_err(|error| {
-            format!("stats could not be written to {}: {error}", path.display())
-        })?;
+    if let Some((path, file)) = stats_file {
+        let written = ended.stats.write(file);
+        written.map_err(|error| stats_failed(path, error))?;
     }
     Ok(report_end(&ended))
 }

@@ -17,6 +17,7 @@ use rustix::net::sockopt::socket_peercred;
 
 use super::protocol::{ProcessRequest, Reply, Request, Streams, VmStats, decode_request};
 use super::{frame, socket};
+use crate::confine::{self, Role};
 use crate::session::{ProcessStreams, StopEvent, Target};
 
 /// Connections that are served at a time, those of processes not counted.
@@ -102,6 +103,28 @@ pub trait ControlTarget: Send + Sync + 'static {
     fn processes(&self) -> Result<Vec<ProcessInfo>, Refusal>;
 }
 
+/// A socket that clients can come to, who wait until they are served.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens in `dir`, which is private to this user.
+    ///
+    /// # Errors
+    /// If the socket can't be made.
+    pub fn listen(dir: &Path) -> io::Result<Self> {
+        let listener = socket::listen(dir)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            path: dir.join(socket::NAME),
+        })
+    }
+}
+
 /// The listening socket, and those that it serves.
 #[derive(Debug)]
 pub struct ControlServer {
@@ -116,17 +139,28 @@ impl ControlServer {
     ///
     /// # Errors
     /// If the socket can't be made.
+    #[cfg(test)]
     pub fn start(dir: &Path, target: Arc<dyn ControlTarget>) -> io::Result<Self> {
-        let listener = socket::listen(dir)?;
-        listener.set_nonblocking(true)?;
+        Self::serve(ControlSocket::listen(dir)?, target)
+    }
+
+    /// Serves `target` to those who come to the socket.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn serve(socket: ControlSocket, target: Arc<dyn ControlTarget>) -> io::Result<Self> {
+        let ControlSocket { listener, path } = socket;
         let stop = StopEvent::new()?;
         let places = Arc::new(Places::default());
         let (stopped, serving) = (stop.clone(), places.clone());
         let acceptor = thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept_all(&listener, &stopped, &serving, &target))?;
+            .spawn(move || {
+                confine::enter_role(Role::Control);
+                accept_all(&listener, &stopped, &serving, &target);
+            })?;
         Ok(Self {
-            path: dir.join(socket::NAME),
+            path,
             stop,
             acceptor: Some(acceptor),
             places,
@@ -248,10 +282,17 @@ fn accept_all(
     }
 }
 
-/// Whether it is a process of this user or of root.
+/// The number that the kernel shows for users who are not in this process's namespace.
+const OVERFLOW: u32 = 65534;
+
+/// Whether it is a process of this user or of root. To a confined process root has no number; but
+/// only this user and root can enter the socket's folder.
 fn is_ours(stream: &UnixStream) -> bool {
-    socket_peercred(stream)
-        .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+    socket_peercred(stream).is_ok_and(|peer| {
+        peer.uid.is_root()
+            || peer.uid == rustix::process::geteuid()
+            || (confine::is_confined() && peer.uid.as_raw() == OVERFLOW)
+    })
 }
 
 fn serve(stream: UnixStream, places: &Arc<Places>, target: &Arc<dyn ControlTarget>) {

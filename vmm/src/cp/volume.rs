@@ -93,6 +93,7 @@ pub fn with_volume(
         on_given_up: Some(Box::new(move || drop(std::fs::remove_dir_all(given_up)))),
         teller: None,
         identity: Identity::default(),
+        confine: None,
         stats: RunStats::default(),
     })
     .map_err(Box::new)?;

@@ -9,6 +9,7 @@ use kvm_ioctls::{Cap, Kvm};
 use serde::Serialize;
 
 use crate::config::default_kernel;
+use crate::confine::{self, state::LayerState};
 use crate::dirs::Dirs;
 use crate::kvm;
 use payload::Findings;
@@ -71,6 +72,11 @@ pub struct Report {
     pub can_run_guests: bool,
     /// One by one.
     pub checks: Vec<Check>,
+    /// The layers of a sandbox on this host, tried out.
+    pub sandbox: Vec<LayerState>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_error: Option<String>,
 }
 
 const USE_THE_LAB: &str =
@@ -78,6 +84,11 @@ const USE_THE_LAB: &str =
 
 /// Looks at everything.
 pub fn examine(dirs: &Dirs) -> Report {
+    // First, while there is one thread.
+    let (sandbox, sandbox_error) = match confine::trial() {
+        Ok(layers) => (layers, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     let mut checks = Vec::new();
     match kvm::open() {
         Ok(kvm) => {
@@ -120,6 +131,8 @@ pub fn examine(dirs: &Dirs) -> Report {
     Report {
         can_run_guests,
         checks,
+        sandbox,
+        sandbox_error,
     }
 }
 

@@ -6,14 +6,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use super::restart::{next_delay, wait_unless_stopped};
-use super::{StartFailure, Surroundings, finish, run_once, tell_end};
+use super::{After, Ending, StartFailure, Surroundings, finish, keep, run_once, tell_end};
 use crate::cli::CliError;
+use crate::confine::inherited_descriptors;
 use crate::dirs::Dirs;
 use crate::monitor::Attachment;
 use crate::signals::Signals;
@@ -105,6 +106,7 @@ impl Inherited {
 /// # Errors
 /// If there is no such VM, or its state can't be told.
 pub fn monitor_process(id: &Id, last_delay: Option<Duration>) -> Result<ExitCode, CliError> {
+    let others = inherited_descriptors();
     let Inherited { lock, report } = Inherited::take()?;
     // It was started through a link in /proc, whose name says nothing in a list of processes.
     let _ = rustix::thread::set_name(c"casita");
@@ -113,7 +115,7 @@ pub fn monitor_process(id: &Id, last_delay: Option<Duration>) -> Result<ExitCode
     // No file system is kept busy by the place where somebody typed a command.
     std::env::set_current_dir("/")?;
     match prepare(id, lock) {
-        Ok((vm, dirs, signals)) => live(vm, &dirs, &signals, report, last_delay),
+        Ok((vm, dirs, signals)) => live(vm, &dirs, &signals, report, last_delay, others),
         Err(error) => {
             tell(report, &Err(StartFailure::of(&*error)));
             Err(error)
@@ -129,11 +131,12 @@ fn prepare(id: &Id, lock: OwnedFd) -> Result<(OwnedVm, Dirs, Signals), CliError>
 }
 
 fn live(
-    mut vm: OwnedVm,
+    vm: OwnedVm,
     dirs: &Dirs,
     signals: &Signals,
     report: File,
     last_delay: Option<Duration>,
+    inherited: Vec<RawFd>,
 ) -> Result<ExitCode, CliError> {
     let restarted = last_delay.is_some();
     if restarted && vm.is_stop_asked() {
@@ -156,21 +159,38 @@ fn live(
             terminal: vm.record().config.tty,
         },
         stats: RunStats::default(),
+        inherited,
     };
+    let after: After = Box::new(move |mut vm, ending, let_go| {
+        let Ending {
+            started,
+            code,
+            error,
+        } = ending;
+        if !started && !restarted {
+            // The process that asked for the start waits, owns the VM, and decides what becomes of
+            // it.
+            tell_end(&mut vm, code, error)?;
+            vm.hand_over();
+        } else if vm.record().restart.says_again(code, vm.state().restarts) && !vm.is_stop_asked() {
+            let delay = next_delay(last_delay, began.elapsed());
+            restart(vm, (code, error), delay, let_go)?;
+        } else {
+            finish(vm, code, error)?;
+        }
+        Ok(())
+    });
+    let mut vm = keep(vm, after)?;
+    if let Some(keeper) = vm.keeper().cloned() {
+        log.through(Box::new(move || keeper.next_log()));
+    }
     let run = run_once(&mut vm, around, move |result| tell(report, &result))?;
-    let (code, error) = (run.exit_code(), run.error());
-    if let Some(error) = &error {
+    let ending = run.ending();
+    if let Some(error) = &ending.error {
         log::error!("{error}");
     }
-    if !run.started && !restarted {
-        // The process that asked for the start waits, owns the VM, and decides what becomes of it.
-        tell_end(&mut vm, code, error)?;
-        vm.hand_over();
-    } else if vm.record().restart.says_again(code, vm.state().restarts) && !vm.is_stop_asked() {
-        return restart(vm, (code, error), next_delay(last_delay, began.elapsed()));
-    } else {
-        finish(vm, code, error)?;
-    }
+    let code = ending.code;
+    vm.end(ending)?;
     Ok(code.into())
 }
 
@@ -184,16 +204,21 @@ fn restart(
     mut vm: OwnedVm,
     (code, error): (u8, Option<String>),
     delay: Duration,
+    let_go: &dyn Fn(),
 ) -> Result<ExitCode, CliError> {
     vm.clean();
     let state = vm.state();
     vm.set_state(State {
         status: Status::Restarting,
+        pid: Some(std::process::id()),
         exit_code: Some(code),
         error,
         finished: Some(now()),
+        sandbox: None,
         ..state
     })?;
+    // Whoever ran until now may have what the next run needs.
+    let_go();
     if wait_unless_stopped(&vm, delay)? {
         return end_between_runs(vm);
     }

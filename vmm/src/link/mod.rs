@@ -23,6 +23,7 @@ use casita_devices::virtio::vsock::{ListenGuard, Refused, VsockHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::confine::{self, Role};
 pub use error::{LinkError, StartError};
 pub use process::{ExitWaiter, Process, Streams};
 use state::{Entry, Part, Phase, Shared, Which};
@@ -83,16 +84,17 @@ pub fn new_key() -> Result<Key, LinkError> {
 }
 
 impl AgentLink {
-    /// Waits for the agent of the guest behind `vsock`, which will show `key`.
+    /// Takes connections of the guest behind `vsock`, whose agent will show `key`. It is heard once
+    /// [`Self::listen_to_agent`] is called.
     ///
     /// # Errors
-    /// Somebody listens already, or the host has no thread or file descriptor left.
+    /// Somebody listens already, or the host has no file descriptor left.
     pub fn listen(
         vsock: &VsockHandle,
         key: Key,
         on_event: impl Fn(LinkEvent) + Send + Sync + 'static,
     ) -> Result<Self, LinkError> {
-        let shared = start_worker(key, on_event)?;
+        let shared = shared(key, on_event)?;
         let accepting = Arc::clone(&shared);
         let port = vsock.listen_with(PORT, move |incoming| {
             let taken = accepting.accept(incoming.stream);
@@ -104,6 +106,22 @@ impl AgentLink {
             _port: Some(port),
         });
         Ok(Self { owner })
+    }
+
+    /// Starts the thread that hears the agent. Call it once.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn listen_to_agent(&self) -> Result<(), LinkError> {
+        let worker = Worker::new(Arc::clone(&self.owner.shared));
+        thread::Builder::new()
+            .name("agent".to_owned())
+            .spawn(move || {
+                confine::enter_role(Role::Control);
+                worker.run();
+            })
+            .map(drop)
+            .map_err(|error| LinkError::Host("start a thread", error))
     }
 
     /// A link whose connections come through the returned function, which never waits and tells
@@ -119,13 +137,15 @@ impl AgentLink {
         ),
         LinkError,
     > {
-        let shared = start_worker(key, on_event)?;
+        let shared = shared(key, on_event)?;
         let accepting = Arc::clone(&shared);
         let owner = Arc::new(Owner {
             shared,
             _port: None,
         });
-        Ok((Self { owner }, move |stream| accepting.accept(stream)))
+        let link = Self { owner };
+        link.listen_to_agent()?;
+        Ok((link, move |stream| accepting.accept(stream)))
     }
 
     /// Waits until the guest takes processes.
@@ -273,19 +293,13 @@ impl std::fmt::Debug for AgentLink {
     }
 }
 
-fn start_worker(
+fn shared(
     key: Key,
     on_event: impl Fn(LinkEvent) + Send + Sync + 'static,
 ) -> Result<Arc<Shared>, LinkError> {
     let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
         .map_err(|error| LinkError::Host("make an event", error.into()))?;
-    let shared = Arc::new(Shared::new(key, wake, on_event));
-    let worker = Worker::new(Arc::clone(&shared));
-    thread::Builder::new()
-        .name("agent".to_owned())
-        .spawn(move || worker.run())
-        .map_err(|error| LinkError::Host("start a thread", error))?;
-    Ok(shared)
+    Ok(Arc::new(Shared::new(key, wake, on_event)))
 }
 
 /// Puts a process together from what comes of it.

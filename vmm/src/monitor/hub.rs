@@ -16,7 +16,7 @@ use crate::link::{AgentLink, ExitWaiter, StartError};
 use crate::machine::{Answer, Command, Ended, Event, EventSender};
 use crate::process_config::{Signal, overlay_env};
 use crate::session::{ProcessStreams, Target};
-use crate::vms::{Status, Teller};
+use crate::vms::{News, Teller};
 
 /// How long a guest may take to be prepared before a client's process is refused.
 const PATIENCE_READY: Duration = Duration::from_secs(30);
@@ -238,12 +238,10 @@ impl Hub {
     /// Tells whether it is paused now, whoever has changed that last.
     fn tell_paused(&self) {
         let told = self.teller.as_ref().map(|teller| {
-            teller.update(|state| {
-                state.status = match (state.status, self.paused.load(Ordering::Acquire)) {
-                    (Status::Running, true) => Status::Paused,
-                    (Status::Paused, false) => Status::Running,
-                    (other, _) => other,
-                };
+            teller.tell(if self.paused.load(Ordering::Acquire) {
+                News::Paused
+            } else {
+                News::Resumed
             })
         });
         if let Some(Err(error)) = told {

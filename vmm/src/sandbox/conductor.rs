@@ -14,6 +14,7 @@ use casita_agent::wire::{Exit, ProcessSpec, Program};
 use super::channel::{self, Kind, Order, PART};
 use super::result::{Limit, NotTaken};
 use super::watch::Watch;
+use crate::confine::{self, Role};
 use crate::link::{AgentLink, Process, StartError, Streams};
 
 /// The most that is kept of what the guest complains, in bytes.
@@ -175,6 +176,7 @@ impl Conductor {
         let (caller, watch) = (self.caller.clone(), self.watch.clone());
         let mut left = self.order.limits.output;
         let carry = move || {
+            confine::enter_role(Role::Control);
             let mut buffer = vec![0; PART];
             loop {
                 let count = match from.read(&mut buffer) {
@@ -209,6 +211,7 @@ impl Conductor {
             return;
         };
         let feed = move || {
+            confine::enter_role(Role::Control);
             // A command need not read all of it.
             let _ = carry_in(&mut inputs, Some(&stdin));
             let _ = stdin.shutdown(Shutdown::Write);

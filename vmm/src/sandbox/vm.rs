@@ -1,13 +1,13 @@
 //! The process that runs the VM of one run: it hears an order at its standard input, which is a
 //! socket, makes the machine, has the run conducted and watched, and reports.
 
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, PipeWriter, Read};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use casita_agent::wire::{Exit, GroupLimits};
@@ -26,6 +26,9 @@ use super::watch::Watch;
 use crate::assemble::{ConsoleUse, Surroundings, assemble};
 use crate::cli::{CliError, EXIT_CASITA, in_one_line};
 use crate::config::{MachineConfig, MemorySize};
+use crate::confine::{
+    self, Confinement, Ids, Layer, Missing, Most, Role, inherited_descriptors,
+};
 use crate::dirs::Dirs;
 use crate::disk::DiskSpec;
 use crate::images::{self, ImagesError};
@@ -52,11 +55,12 @@ const HEADROOM_SHARE: u64 = 32;
 /// If standard input is no socket of a caller's.
 pub fn vm_process() -> Result<ExitCode, CliError> {
     let began = Instant::now();
+    let inherited = inherited_descriptors();
     let mut socket = take_stdin()?;
     let order = receive_order(&mut socket)?;
-    exit_without(&socket)?;
+    let early = CallerWatch::start(&socket)?;
     let caller = Caller::new(socket.try_clone()?);
-    match run(order, &caller, socket, began) {
+    match run(order, &caller, socket, (began, early, inherited)) {
         Ok(report) => {
             caller.send(Kind::Report, &serde_json::to_vec(&report)?);
             Ok(ExitCode::SUCCESS)
@@ -97,17 +101,77 @@ fn receive_order(from: &mut impl Read) -> Result<Order, CliError> {
     Ok(serde_json::from_value(value)?)
 }
 
-/// Ends this process as soon as its caller is gone, whatever it is at.
-fn exit_without(caller: &UnixStream) -> io::Result<()> {
-    let caller = OwnedFd::from(caller.try_clone()?);
-    let wait = move || {
-        let mut fds = [PollFd::new(&caller, PollFlags::empty())];
-        while !matches!(poll(&mut fds, None), Ok(1..)) {}
-        std::process::exit(EXIT_CASITA.into());
-    };
-    thread::Builder::new()
-        .name("caller".to_owned())
-        .spawn(wait)?;
+/// Ends this process as soon as its caller is gone, whatever it is at. There is one before the
+/// process confines itself, for which it must have one thread, and one after that.
+struct CallerWatch {
+    thread: Option<JoinHandle<()>>,
+    /// Its other end is the thread's.
+    stop: Option<PipeWriter>,
+}
+
+impl CallerWatch {
+    fn start(caller: &UnixStream) -> io::Result<Self> {
+        let caller = OwnedFd::from(caller.try_clone()?);
+        let (stopped, stop) = io::pipe()?;
+        let wait = move || {
+            let mut fds = [
+                PollFd::new(&caller, PollFlags::empty()),
+                PollFd::new(&stopped, PollFlags::empty()),
+            ];
+            while !matches!(poll(&mut fds, None), Ok(1..)) {}
+            if fds[1].revents().is_empty() {
+                std::process::exit(EXIT_CASITA.into());
+            }
+        };
+        Ok(Self {
+            thread: Some(spawn("caller", wait)?),
+            stop: Some(stop),
+        })
+    }
+}
+
+impl Drop for CallerWatch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        confine::enter_role(Role::Control);
+        work()
+    })
+}
+
+/// Confines this process as that of any VM, but for the cgroup, which takes a process that stays
+/// outside to make and remove it.
+fn enter_confinement(
+    id: &Id,
+    config: &MachineConfig,
+    largest_disk: u64,
+    inherited: Vec<RawFd>,
+) -> Result<(), CliError> {
+    confine::enter(Confinement {
+        ids: Some(Ids::of_vm(id.as_str())),
+        most: Most {
+            threads: None,
+            guest_memory: config.memory.map_or(0, MemorySize::bytes),
+            file: Some(largest_disk),
+        },
+        missing: vec![Missing {
+            layer: Layer::CgroupLimits,
+            why: "a run of casita sandbox has none".to_owned(),
+        }],
+        inherited,
+        ..Confinement::default()
+    })?;
     Ok(())
 }
 
@@ -165,7 +229,7 @@ fn run(
     order: Order,
     caller: &Caller,
     inputs: UnixStream,
-    began: Instant,
+    (began, early, inherited): (Instant, CallerWatch, Vec<RawFd>),
 ) -> Result<Report, CliError> {
     let dirs = Dirs::from_env()?;
     let config = machine_of(&order, &dirs)?;
@@ -182,6 +246,7 @@ fn run(
             }
         }
     };
+    let id = Id::random()?;
     let machine = assemble(
         &config,
         Surroundings {
@@ -191,14 +256,15 @@ fn run(
             sender: sender.clone(),
             events: receiver,
             identity: Identity {
-                id: Id::random()?.to_string(),
+                id: id.to_string(),
                 ..Identity::default()
             },
             check_kvm: order.check_kvm,
+            ports: None,
             stats: RunStats::default(),
         },
     )?;
-    exit_without(&inputs)?;
+    drop(early);
     let link = machine.link().cloned().ok_or(LinkError::Gone)?;
     let disk = machine
         .devices
@@ -219,24 +285,23 @@ fn run(
         caller: caller.clone(),
         inputs,
     };
+    enter_confinement(&id, &config, machine.largest_disk, inherited)?;
+    let machine = machine.start()?;
+    link.listen_to_agent()?;
+    let _caller = CallerWatch::start(&conductor.inputs)?;
     let conducted = {
         let (watch, ending) = (watch.clone(), ending);
-        let conduct = move || {
+        spawn("command", move || {
             let conducted = conductor.run();
             ending.store(true, Ordering::Release);
             watch.over();
             // Nothing of the guest is kept, so there is no reason to let it end by itself.
             let _ = sender.command(machine::Command::Kill);
             conducted
-        };
-        thread::Builder::new()
-            .name("command".to_owned())
-            .spawn(conduct)?
+        })?
     };
     let watching = watch.clone();
-    thread::Builder::new()
-        .name("clock".to_owned())
-        .spawn(move || watching.run())?;
+    spawn("clock", move || watching.run())?;
 
     let outcome = machine.run()?;
     link.gone();

@@ -41,6 +41,13 @@ impl Gate {
         }
     }
 
+    /// A closed one, for vCPUs that are made before they may run.
+    pub fn closed(vcpus: usize) -> Self {
+        let gate = Self::new(vcpus);
+        gate.order.store(PAUSE, Ordering::Release);
+        gate
+    }
+
     /// Ends all vCPUs. There is no way back.
     pub fn stop(&self) {
         let mut state = self.state();

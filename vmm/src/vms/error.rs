@@ -55,6 +55,12 @@ pub enum VmsError {
         /// What is wrong.
         why: String,
     },
+    /// The process that keeps the record of a confined VM is gone.
+    #[error("the process that keeps the VM's record does not answer")]
+    Keeper(#[source] io::Error),
+    /// It says what went wrong.
+    #[error("{0}")]
+    Kept(String),
     /// The VM can't be described in a file.
     #[error("the VM can't be recorded: {0}")]
     Unwritable(String),

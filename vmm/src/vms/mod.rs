@@ -9,6 +9,7 @@
 //!   ID/log.0, log.1 what its command wrote, if nobody was attached
 //!   ID/console.log  what its kernel wrote
 //!   ID/disk.raw     its own disk
+//!   ID/violation    why its monitor was ended by its sandbox, until somebody takes notice
 //! $XDG_RUNTIME_DIR/casita/ID/   control socket, while it runs
 //! ```
 //!
@@ -34,7 +35,7 @@ mod vm;
 
 pub use error::VmsError;
 pub use names::Id;
-pub use owned::{OwnedVm, Teller};
-pub use record::{ImageUse, NewVm, Record, RestartPolicy, State, Status};
+pub use owned::{Hears, OwnedVm, Teller};
+pub use record::{ImageUse, NewVm, News, Record, RestartPolicy, State, Status};
 pub use registry::Registry;
 pub use vm::Vm;

@@ -7,9 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::log::LogWriter;
 use super::vm::{Home, write_last_words};
-use super::{Record, State, VmsError, lock};
+use super::{News, Record, State, VmsError, lock};
 use crate::dirs::Dirs;
 use crate::staging::{self, Moment};
+
+/// Where the reason of an end by the sandbox is noted.
+const VIOLATION: &str = "violation";
+/// The exit code of a monitor that made a system call which is not allowed.
+const BY_SIGSYS: u8 = 128 + 31;
 
 /// Why a line about an error is not longer.
 const MAX_ERROR: usize = 4000;
@@ -28,6 +33,17 @@ pub struct OwnedVm {
 pub struct Teller {
     home: Home,
     told: Arc<Mutex<Told>>,
+    /// Who writes it down, if this process can't.
+    through: Option<Arc<dyn Hears>>,
+}
+
+/// Another process that keeps a VM's record.
+pub trait Hears: std::fmt::Debug + Send + Sync {
+    /// Hears of the VM, and returns when it has told everybody.
+    ///
+    /// # Errors
+    /// If it can't be told.
+    fn hear(&self, news: News) -> Result<(), VmsError>;
 }
 
 #[derive(Debug)]
@@ -37,6 +53,26 @@ struct Told {
 }
 
 impl Teller {
+    /// The same, through another process.
+    #[must_use]
+    pub fn through(self, through: Arc<dyn Hears>) -> Self {
+        Self {
+            through: Some(through),
+            ..self
+        }
+    }
+
+    /// Tells of it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn tell(&self, news: News) -> Result<(), VmsError> {
+        match &self.through {
+            Some(other) => other.hear(news),
+            None => self.update(|state| state.hear(news)),
+        }
+    }
+
     /// Changes the state as `change` says.
     ///
     /// # Errors
@@ -100,6 +136,7 @@ impl OwnedVm {
             teller: Teller {
                 home,
                 told: Arc::new(Mutex::new(told)),
+                through: None,
             },
             lock: Lock(Some(file)),
         }
@@ -114,11 +151,29 @@ impl OwnedVm {
             return;
         }
         self.clean();
-        let dead = state.dead();
+        if let Some(cgroup) = state.sandbox.as_ref().and_then(|told| told.cgroup.as_ref()) {
+            // Its keeper removes it, unless that was killed as well.
+            let _ = std::fs::remove_dir(cgroup);
+        }
+        let mut dead = state.dead();
+        if let Ok(why) = std::fs::read_to_string(self.home().file(VIOLATION)) {
+            dead.exit_code = Some(BY_SIGSYS);
+            dead.error = Some(why);
+        }
+        let _ = std::fs::remove_file(self.home().file(VIOLATION));
         if let Err(error) = self.set_state(dead.clone()) {
             log::debug!("{error}");
             self.teller.told().state = dead;
         }
+    }
+
+    /// Notes, for whoever finds it dead, why its monitor was ended by its sandbox.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn note_violation(&self, why: &str) -> Result<(), VmsError> {
+        let path = self.home().file(VIOLATION);
+        staging::replace(&path, why.as_bytes(), false).map_err(VmsError::io("write", &path))
     }
 
     /// What it is.
@@ -193,6 +248,14 @@ impl OwnedVm {
         LogWriter::open(&dir).map_err(VmsError::io("open the log in", &dir))
     }
 
+    /// Puts the current segment of its log away, and gives an empty one.
+    ///
+    /// # Errors
+    /// If there is no place for it.
+    pub fn next_log_segment(&self) -> std::io::Result<File> {
+        super::log::next_segment(&self.dir())
+    }
+
     /// Whether the user has asked, since it was started, that it ends for good.
     pub fn is_stop_asked(&self) -> bool {
         self.home().file(super::vm::STOP).exists()
@@ -214,6 +277,30 @@ impl OwnedVm {
             .and_then(|file| file.ok_or_else(|| std::io::Error::other("it was handed over")))
             .map(OwnedFd::from)
             .map_err(VmsError::io("share", &path))
+    }
+
+    /// Closes this process's descriptor of the lock, which another process has, too.
+    pub fn lend_lock(&mut self) {
+        // Closed, but not unlocked.
+        drop(self.lock.0.take());
+    }
+
+    /// Takes the lock back; `file` was [`Self::lock_fd`] of the process that had it.
+    ///
+    /// # Errors
+    /// If it is another file, or somebody else owns it.
+    pub fn take_lock(&mut self, file: File) -> Result<(), VmsError> {
+        let path = self.home().file("lock");
+        let io = VmsError::io("take over", &path);
+        let own = staging::is_at(&file, &path).and_then(|at| Ok(at && lock::try_own(&file)?));
+        match own {
+            Ok(true) => {
+                self.lock.0 = Some(file);
+                Ok(())
+            }
+            Ok(false) => Err(io(std::io::Error::other("it is not that of this VM"))),
+            Err(error) => Err(io(error)),
+        }
     }
 
     /// Leaves it to the process that was given [`Self::lock_fd`].

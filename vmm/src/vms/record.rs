@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Id;
 use crate::config::MachineConfig;
+use crate::confine::Confined;
 use crate::net::NetworkState;
 use crate::time::now;
 
@@ -123,12 +124,40 @@ pub struct State {
     pub network: Option<Box<NetworkState>>,
     /// The host's boot in which this was written: `pid` means nothing in another.
     pub boot_id: String,
+    /// How its monitor is confined, as that told; None if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Confined>,
+}
+
+/// What a VM's monitor has to tell of it while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum News {
+    /// Its command runs.
+    Running,
+    /// It was stopped in its tracks.
+    Paused,
+    /// It goes on.
+    Resumed,
 }
 
 /// The exit code of a VM whose monitor was killed: as if by SIGKILL.
 pub const KILLED: u8 = 128 + 9;
 
 impl State {
+    /// Takes notice of `news`.
+    pub fn hear(&mut self, news: News) {
+        match (news, self.status) {
+            (News::Running, Status::Created | Status::Restarting) => {
+                self.status = Status::Running;
+                self.started = Some(now());
+            }
+            (News::Paused, Status::Running) => self.status = Status::Paused,
+            (News::Resumed, Status::Paused) => self.status = Status::Running,
+            _ => {}
+        }
+    }
+
     /// What became of a VM that nobody owns and that has not ended: its monitor was killed.
     #[must_use]
     pub fn dead(self) -> Self {

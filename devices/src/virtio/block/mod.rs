@@ -134,17 +134,17 @@ impl Block {
             );
         }
         let file = Arc::new(DiskFile::new(file, len));
-        let engine = config.engine;
-        if engine == Engine::Uring {
-            backend::open(engine, &file, 1, false).map_err(|source| BlockError::Uring {
-                path: path.to_owned(),
-                source,
-            })?;
-        }
-        let may_block = config.dedicated_thread;
-        Self::with_backend(len, path, config, move |depth| {
-            backend::open(engine, &file, depth, may_block)
-        })
+        let open = backend::opener(
+            config.engine,
+            file,
+            (config.queues, config.queue_size),
+            config.dedicated_thread,
+        );
+        let open = open.map_err(|source| BlockError::Uring {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::with_backend(len, path, config, open)
     }
 
     /// A disk of `len` bytes whose queues get their back ends from `open_backend`, which is given
@@ -176,6 +176,11 @@ impl Block {
     /// Capacity in sectors of 512 bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// The length of its file, in bytes; no request reaches beyond it.
+    pub fn file_len(&self) -> u64 {
+        self.file_len
     }
 
     /// What has gone through it.

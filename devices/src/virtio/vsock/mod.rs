@@ -22,7 +22,7 @@ mod table;
 mod worker;
 
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,10 @@ impl Default for VsockConfig {
     }
 }
 
+/// Connects to the host's side of a vsock port, without waiting; called on the event loop's thread.
+/// An error of the kind `NotFound` or `ConnectionRefused` says that nobody listens.
+pub type Ports = Arc<dyn Fn(u32) -> io::Result<UnixStream> + Send + Sync>;
+
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
@@ -111,6 +115,7 @@ pub struct Vsock {
     name: String,
     guest_cid: u32,
     base: Option<PathBuf>,
+    ports: Option<Ports>,
     listener: Option<Arc<UnixListener>>,
     shared: Arc<Shared>,
     worker: Option<Registration<Worker>>,
@@ -150,11 +155,20 @@ impl Vsock {
             guest_cid: config.guest_cid,
             listener: listener.transpose()?,
             base: config.base.clone(),
+            ports: config.base.clone().map(worker::ports_at),
             shared,
             worker: None,
             close_timeout: CLOSE_TIMEOUT,
             connections_lost: false,
         })
+    }
+
+    /// Has ports of the host reached through `ports`, in a process that can't open sockets by name.
+    /// Without a base path no port is.
+    pub fn reach_ports(&mut self, ports: Ports) {
+        if self.base.is_some() {
+            self.ports = Some(ports);
+        }
     }
 
     /// The way to the guest's ports for this process.
@@ -202,7 +216,7 @@ impl VirtioDevice for Vsock {
         let name = self.name.clone();
         let host = Host {
             guest_cid: u64::from(self.guest_cid),
-            base: self.base.clone(),
+            ports: self.ports.clone(),
             listener: self.listener.clone(),
             shared: Arc::clone(&self.shared),
             close_timeout: self.close_timeout,

@@ -11,7 +11,6 @@ mod tx;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +20,14 @@ use rustix::time::{
 };
 use vm_memory::GuestMemoryMmap;
 
+pub(super) use host::ports_at;
+
 use super::connection::{End, State};
 use super::host::{ConnectError, Shared};
 use super::packet::{Header, Op, Shutdown};
 use super::socket::Pieces;
 use super::table::Table;
-use super::{EVENT, RX, TX};
+use super::{EVENT, Ports, RX, TX};
 use crate::event_loop::{Control, Handler, Interest, Source};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::device::{ActivateError, Activation, DeviceNotifier, StartedQueue, WithCauses};
@@ -55,7 +56,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// What the device knows of the host.
 pub(super) struct Host {
     pub guest_cid: u64,
-    pub base: Option<PathBuf>,
+    pub ports: Option<Ports>,
     pub listener: Option<Arc<UnixListener>>,
     pub shared: Arc<Shared>,
     pub close_timeout: Duration,

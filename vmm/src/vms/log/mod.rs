@@ -11,7 +11,8 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use reader::{LogReader, Show};
-pub use writer::{LogWriter, StreamWriter};
+pub(in crate::vms) use writer::next_segment;
+pub use writer::{LogWriter, NextSegment, StreamWriter};
 
 use serde::{Deserialize, Serialize};
 

@@ -13,9 +13,11 @@ use crate::time::since_1970;
 #[derive(Debug, Clone)]
 pub struct LogWriter(Arc<Mutex<Writer>>);
 
-#[derive(Debug)]
+/// Puts the current segment away, and gives an empty one.
+pub type NextSegment = Box<dyn FnMut() -> io::Result<File> + Send>;
+
 struct Writer {
-    dir: PathBuf,
+    next: NextSegment,
     file: File,
     len: u64,
     segment: u64,
@@ -33,11 +35,16 @@ impl LogWriter {
         let len = whole(&file)?;
         file.set_len(len)?;
         Ok(Self(Arc::new(Mutex::new(Writer {
-            dir: dir.to_owned(),
+            next: next_in(dir),
             file,
             len,
             segment,
         }))))
+    }
+
+    /// Has segments put away by `next`, in a process that can't do so itself.
+    pub fn through(&self, next: NextSegment) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next = next;
     }
 
     /// One of its streams.
@@ -90,8 +97,7 @@ impl Writer {
         let record = [&header.to_bytes()[..], chunk].concat();
         let len = record.len() as u64;
         if self.len > 0 && self.len + len > self.segment {
-            fs::rename(current(&self.dir), previous(&self.dir))?;
-            self.file = open(&self.dir)?;
+            self.file = (self.next)()?;
             self.len = 0;
         }
         // One write, so that readers seldom see a part.
@@ -101,6 +107,26 @@ impl Writer {
         }
         self.len += len;
         Ok(())
+    }
+}
+
+fn next_in(dir: &Path) -> NextSegment {
+    let dir: PathBuf = dir.to_owned();
+    Box::new(move || next_segment(&dir))
+}
+
+/// Puts the current segment in `dir` away, and makes an empty one.
+pub(in crate::vms) fn next_segment(dir: &Path) -> io::Result<File> {
+    fs::rename(current(dir), previous(dir))?;
+    open(dir)
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("file", &self.file)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use buffers::Buffers;
 pub use file::DiskFile;
-use uring::Uring;
+use uring::{Rings, Uring};
 
 /// How a disk's I/O is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,39 @@ pub trait Backend: Send {
     /// # Errors
     /// The host cannot wait.
     fn wait(&mut self) -> io::Result<()>;
+}
+
+/// What opens a back end for a queue, once for each of `queues.0` at a time; given the queue's size,
+/// which is at most `queues.1`. All that the host has to give is there when this returns, so that a
+/// process can give up asking for more. `may_block` is that of [`open`].
+///
+/// # Errors
+/// `engine` is [`Engine::Uring`] and the host has no usable `io_uring`.
+pub fn opener(
+    engine: Engine,
+    disk: Arc<DiskFile>,
+    queues: (u16, u16),
+    may_block: bool,
+) -> io::Result<impl Fn(u16) -> io::Result<Box<dyn Backend>> + Send + 'static> {
+    let made = (engine != Engine::Sync).then(|| Rings::make(queues.0, queues.1));
+    let rings = match made.transpose() {
+        Ok(rings) => rings,
+        Err(error) if engine == Engine::Uring => return Err(error),
+        Err(error) => {
+            log::debug!("disk I/O without io_uring, which this host refuses: {error}");
+            None
+        }
+    };
+    Ok(move |depth| -> io::Result<Box<dyn Backend>> {
+        let uring = rings
+            .as_ref()
+            .map(|rings| rings.open(Arc::clone(&disk), depth, may_block));
+        Ok(match uring {
+            Some(Ok(uring)) => Box::new(uring),
+            Some(Err(error)) if engine == Engine::Uring => return Err(error),
+            _ => Box::new(Sync::new(Arc::clone(&disk))),
+        })
+    })
 }
 
 /// A back end for one queue with at most `depth` operations in flight. With `may_block` its thread

@@ -6,9 +6,11 @@
 )]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -26,8 +28,9 @@ const SUBMIT_ATTEMPTS: u32 = 1000;
 /// The file is not registered with the ring: the kernel takes a ring apart some time after its
 /// process is gone, and a registered file, with its lock, would live as long.
 pub struct Uring {
-    ring: IoUring,
-    event: EventFd,
+    ring: ManuallyDrop<Ring>,
+    /// Where the ring goes when this is dropped.
+    home: Option<Arc<Rings>>,
     disk: Arc<DiskFile>,
     /// By tag: what the ring has. The kernel reads and writes its buffers.
     pending: Vec<Option<Io>>,
@@ -46,25 +49,31 @@ impl Uring {
     /// # Errors
     /// The host has no `io_uring`, forbids it, or lacks an operation.
     pub fn new(disk: Arc<DiskFile>, depth: u16, may_block: bool) -> io::Result<Self> {
-        let entries = u32::from(depth.max(1)).next_power_of_two();
-        let ring = IoUring::builder()
-            .dontfork()
-            .setup_coop_taskrun()
-            .build(entries)
-            // COOP_TASKRUN came with Linux 5.19; it saves interrupts and nothing else.
-            .or_else(|_| IoUring::builder().dontfork().build(entries))?;
-        check_operations(&ring)?;
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(Self {
-            ring,
-            event,
+        Ok(Self::with_ring(
+            Ring::new(depth)?,
+            None,
+            disk,
+            depth,
+            may_block,
+        ))
+    }
+
+    fn with_ring(
+        ring: Ring,
+        home: Option<Arc<Rings>>,
+        disk: Arc<DiskFile>,
+        depth: u16,
+        may_block: bool,
+    ) -> Self {
+        Self {
+            ring: ManuallyDrop::new(ring),
+            home,
             disk,
             pending: (0..depth).map(|_| None).collect(),
             in_flight: 0,
             cached_reads: true,
             may_block,
-        })
+        }
     }
 
     /// Does what is cheaper without the ring: an entry and its completion cost more than a read
@@ -97,7 +106,7 @@ impl Uring {
         loop {
             // SAFETY: what the entry points to is owned by `pending` until its completion was
             // reaped, and `drop` waits for completions before it lets go of it.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            if unsafe { self.ring.io.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
             self.submit()?;
@@ -106,12 +115,12 @@ impl Uring {
 
     /// Entries that were pushed and that the kernel has not taken.
     fn unsubmitted(&mut self) -> usize {
-        self.ring.submission().len()
+        self.ring.io.submission().len()
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
         for _ in 0..SUBMIT_ATTEMPTS {
-            match self.ring.submit_and_wait(want) {
+            match self.ring.io.submit_and_wait(want) {
                 Ok(_) if self.unsubmitted() == 0 => return Ok(()),
                 // Taken in part: the rest goes with the next call.
                 Ok(_) => {}
@@ -178,7 +187,7 @@ impl Backend for Uring {
     }
 
     fn reap(&mut self) -> Option<Done> {
-        let completion = self.ring.completion().next()?;
+        let completion = self.ring.io.completion().next()?;
         let tag = usize::try_from(completion.user_data()).ok()?;
         let io = self.pending.get_mut(tag)?.take()?;
         self.in_flight -= 1;
@@ -191,16 +200,16 @@ impl Backend for Uring {
     }
 
     fn completion_event(&self) -> Option<RawFd> {
-        Some(self.event.as_raw_fd())
+        Some(self.ring.event.as_raw_fd())
     }
 
     fn acknowledge(&mut self) {
         // Nothing to take is fine: it was taken before.
-        let _ = self.event.read();
+        let _ = self.ring.event.read();
     }
 
     fn quiet(&mut self, quiet: bool) {
-        let completion = self.ring.completion();
+        let completion = self.ring.io.completion();
         if quiet {
             completion.disable_eventfd();
         } else {
@@ -209,10 +218,97 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        if self.in_flight == 0 || !self.ring.completion().is_empty() {
+        if self.in_flight == 0 || !self.ring.io.completion().is_empty() {
             return Ok(());
         }
         self.enter(1)
+    }
+}
+
+/// A ring that can do nothing but what disks need: read, write, flush, allocate. No file can be
+/// opened through it, nor a socket, whoever has it: filters of system calls do not see what goes
+/// through a ring.
+struct Ring {
+    io: IoUring,
+    event: EventFd,
+}
+
+/// The operations of a ring.
+const OPERATIONS: [u8; 6] = [
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::Write::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+];
+
+impl Ring {
+    fn new(depth: u16) -> io::Result<Self> {
+        let entries = u32::from(depth.max(1)).next_power_of_two();
+        let builder = || {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_r_disabled();
+            builder
+        };
+        let io = builder()
+            .setup_coop_taskrun()
+            .build(entries)
+            // COOP_TASKRUN came with Linux 5.19; it saves interrupts and nothing else.
+            .or_else(|_| builder().build(entries))?;
+        check_operations(&io)?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let submitter = io.submitter();
+        submitter.register_eventfd(event.as_raw_fd())?;
+        submitter.register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+        submitter.register_enable_rings()?;
+        Ok(Self { io, event })
+    }
+}
+
+/// Rings that are made beforehand, for a process that can't make any once a guest runs. Each is
+/// lent to a back end and comes back from it.
+pub struct Rings {
+    depth: u16,
+    spare: Mutex<Vec<Ring>>,
+}
+
+impl Rings {
+    /// `count` rings for at most `depth` operations each.
+    ///
+    /// # Errors
+    /// The host has no `io_uring`, forbids it, or lacks an operation.
+    pub fn make(count: u16, depth: u16) -> io::Result<Arc<Self>> {
+        let rings = (0..count).map(|_| Ring::new(depth));
+        Ok(Arc::new(Self {
+            depth,
+            spare: Mutex::new(rings.collect::<io::Result<_>>()?),
+        }))
+    }
+
+    /// A back end with one of them, for at most `depth` operations on `disk`; see [`Uring::new`].
+    ///
+    /// # Errors
+    /// None is left, or it would be too small.
+    pub fn open(
+        self: &Arc<Self>,
+        disk: Arc<DiskFile>,
+        depth: u16,
+        may_block: bool,
+    ) -> io::Result<Uring> {
+        if depth > self.depth {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut ring = self.spare().pop().ok_or(io::ErrorKind::Unsupported)?;
+        ring.io.completion().enable_eventfd();
+        // A signal of the last one that had it; none is fine.
+        let _ = ring.event.read();
+        let home = Some(Arc::clone(self));
+        Ok(Uring::with_ring(ring, home, disk, depth, may_block))
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Ring>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,6 +326,12 @@ impl Drop for Uring {
             // The kernel may still write there: leaking the memory is the only safe way out.
             std::mem::forget(std::mem::take(&mut self.pending));
             log::error!("disk I/O did not end; its memory is kept");
+        }
+        let idle = self.in_flight == 0 && self.unsubmitted() == 0;
+        // SAFETY: the ring is not used after this.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        if let (Some(home), true) = (&self.home, idle) {
+            home.spare().push(ring);
         }
     }
 }
@@ -309,17 +411,32 @@ pub fn available() -> io::Result<()> {
 fn check_operations(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Readv::CODE,
-        opcode::Write::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-        opcode::Fallocate::CODE,
-    ];
-    if needed.iter().all(|&code| probe.is_supported(code)) {
+    if OPERATIONS.iter().all(|&code| probe.is_supported(code)) {
         Ok(())
     } else {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_opens_no_file_and_comes_back_to_be_lent_again() {
+        let Ok(rings) = Rings::make(1, 4) else {
+            return;
+        };
+        let file = tempfile::tempfile().unwrap();
+        let disk = Arc::new(DiskFile::new(file, 0));
+        for _ in 0..2 {
+            let mut uring = rings.open(Arc::clone(&disk), 4, false).unwrap();
+            assert!(rings.open(Arc::clone(&disk), 4, false).is_err());
+            let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build();
+            uring.push(&open).unwrap();
+            uring.enter(1).unwrap();
+            let result = uring.ring.io.completion().next().unwrap().result();
+            assert_eq!(result, -libc::EACCES);
+        }
     }
 }

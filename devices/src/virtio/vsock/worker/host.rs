@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::{ACCEPT_PAUSE, CLIENT_TIMEOUT, Due, HANDSHAKE_TIMEOUT, MAX_RESETS, Worker, token};
 use crate::event_loop::{Control, Interest, Source};
+use crate::virtio::vsock::Ports;
 use crate::virtio::vsock::connection::{Connection, End, Key, Opener, State};
 use crate::virtio::vsock::handshake::Handshake;
 use crate::virtio::vsock::host::{ConnectError, Incoming, Request};
@@ -58,12 +60,10 @@ impl Worker {
             let taken = accept(Incoming { stream, guest_port });
             return Ok(taken.is_ok().then_some(ours));
         }
-        let Some(base) = &self.host.base else {
+        let Some(ports) = &self.host.ports else {
             return Ok(None);
         };
-        let mut path = OsString::from(base);
-        path.push(format!("_{}", key.host_port));
-        match connect_to(Path::new(&path)) {
+        match ports(key.host_port) {
             Ok(stream) => Ok(Some(stream)),
             Err(error) if is_nobody(&error) => Ok(None),
             Err(error) => Err(error),
@@ -193,6 +193,15 @@ impl Worker {
             Err(error) => self.notifier.warn(&error),
         }
     }
+}
+
+/// Ports whose Unix sockets are at `base`.
+pub(in crate::virtio::vsock) fn ports_at(base: PathBuf) -> Ports {
+    Arc::new(move |port| {
+        let mut path = OsString::from(&base);
+        path.push(format!("_{port}"));
+        connect_to(Path::new(&path))
+    })
 }
 
 /// Connects to a Unix socket without waiting for whoever listens to it.
