@@ -61,10 +61,11 @@ pub fn tests(suite: &mut Suite) {
 }
 
 /// Answers `hello` to whoever asks by HTTP.
-const SERVE: &str = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www";
+pub(super) const SERVE: &str =
+    "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www";
 
 /// Runs `ip` with these words.
-fn ip(words: &str) -> Result<()> {
+pub(super) fn ip(words: &str) -> Result<()> {
     let path = machine::program("ip").context("no ip")?;
     let output = Command::new(path).args(words.split_whitespace()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -92,7 +93,7 @@ impl Drop for Link {
 }
 
 /// Tries until it works.
-fn until<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn until<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + patience();
     loop {
         match attempt() {
@@ -104,7 +105,7 @@ fn until<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 /// What a server answers by HTTP, without its head.
-fn get(server: SocketAddr) -> Result<String> {
+pub(super) fn get(server: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(patience()))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
@@ -116,7 +117,7 @@ fn get(server: SocketAddr) -> Result<String> {
 }
 
 /// Where a port of the guest's is reached on the loopback device.
-fn local(vm: &Vm<'_>, guest_port: u16) -> Result<SocketAddr> {
+pub(super) fn local(vm: &Vm<'_>, guest_port: u16) -> Result<SocketAddr> {
     let inspected = vm.inspect()?;
     let ports = inspected["network"]["ports"]
         .as_array()
