@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use casita_tests::place::Place;
+use casita_tests::run::Finished;
 use casita_tests::suite::Suite;
 use rustix::process::Signal;
 
