@@ -47,9 +47,8 @@ impl Bench {
     }
 }
 
-fn bench_with(owner: Owner, memory: Arc<GuestMemoryMmap>) -> Bench {
+fn bench_with(owner: Owner, memory: Arc<GuestMemoryMmap>, line: Arc<CountingInterrupt>) -> Bench {
     let events = EventLoop::spawn("test-io", |message| panic!("{message}")).unwrap();
-    let line = Arc::new(CountingInterrupt::default());
     let owner = Arc::new(owner);
     let device = Box::new(Balloon::new("balloon", owner.clone()));
     let transport = MmioTransport::new(device, memory.clone(), line.clone(), events.handle());
@@ -63,7 +62,7 @@ fn bench_with(owner: Owner, memory: Arc<GuestMemoryMmap>) -> Bench {
 }
 
 fn bench() -> Bench {
-    bench_with(Owner::default(), FakeDriver::memory())
+    bench_with(Owner::default(), FakeDriver::memory(), Arc::default())
 }
 
 fn pages(numbers: &[u32]) -> Vec<u8> {
@@ -210,7 +209,7 @@ fn a_host_that_refuses_is_no_error_of_the_guests() {
         refuses: true,
         ..Owner::default()
     };
-    let mut bench = bench_with(owner, FakeDriver::memory());
+    let mut bench = bench_with(owner, FakeDriver::memory(), Arc::default());
     bench.driver.start(ALL);
     bench
         .driver
@@ -240,7 +239,9 @@ fn the_hosts_wish_is_none_and_the_drivers_account_is_kept() {
     bench.driver.write_register(mmio::CONFIG + ACTUAL, 77);
     bench.driver.write_register(mmio::CONFIG, 5);
     let mut config = [0xff; 16];
-    bench.driver.read_config(0, &mut config);
+    for (at, word) in (0..).step_by(4).zip(config.chunks_exact_mut(4)) {
+        bench.driver.read_config(at, word);
+    }
     let mut wanted = [0; 16];
     wanted[4] = 77;
     assert_eq!(config, wanted);
@@ -258,7 +259,8 @@ fn saved_device_goes_on_in_a_new_transport() {
     old.driver.kick(REPORTING);
 
     let state: TransportState = serde_json::from_str(&json).unwrap();
-    let new = bench_with(Owner::default(), old.driver.guest_memory().clone());
+    let (memory, line) = (old.driver.guest_memory(), old.driver.interrupt());
+    let new = bench_with(Owner::default(), memory.clone(), line.clone());
     new.transport.restore(&state).unwrap();
     assert_eq!(new.transport.save().unwrap(), state);
     old.driver.set_device(new.transport.clone());

@@ -38,9 +38,8 @@ struct Bench {
     _events: EventLoop,
 }
 
-fn bench_in(memory: Arc<GuestMemoryMmap>, state: PmemState) -> Bench {
+fn bench_in(memory: Arc<GuestMemoryMmap>, line: Arc<CountingInterrupt>, state: PmemState) -> Bench {
     let events = EventLoop::spawn("test-io", |message| panic!("{message}")).unwrap();
-    let line = Arc::new(CountingInterrupt::default());
     let device = Box::new(Pmem::new("root", state));
     let transport = MmioTransport::new(device, memory.clone(), line.clone(), events.handle());
     let transport = Arc::new(transport.unwrap());
@@ -52,7 +51,7 @@ fn bench_in(memory: Arc<GuestMemoryMmap>, state: PmemState) -> Bench {
 }
 
 fn bench() -> Bench {
-    bench_in(memory(), IMAGE)
+    bench_in(memory(), Arc::default(), IMAGE)
 }
 
 #[test]
@@ -61,7 +60,9 @@ fn configuration_tells_where_the_image_is() {
     let driver = &bench.driver;
     assert_eq!(driver.read_register(mmio::DEVICE_ID), device_type::PMEM);
     let mut config = [0xff; 24];
-    driver.read_config(0, &mut config);
+    for (at, word) in (0..).step_by(4).zip(config.chunks_exact_mut(4)) {
+        driver.read_config(at, word);
+    }
     assert_eq!(config[..8], IMAGE.start.to_le_bytes());
     assert_eq!(config[8..16], IMAGE.size.to_le_bytes());
     assert_eq!(config[16..], [0; 8]);
@@ -196,14 +197,15 @@ fn saved_device_goes_on_and_another_image_is_refused() {
     let json = serde_json::to_string(&state).unwrap();
     let state: TransportState = serde_json::from_str(&json).unwrap();
     let memory = bench.driver.guest_memory().clone();
+    let line = bench.driver.interrupt().clone();
     let other = PmemState {
         size: IMAGE.size * 2,
         ..IMAGE
     };
-    let wrong = bench_in(memory.clone(), other);
+    let wrong = bench_in(memory.clone(), line.clone(), other);
     assert!(wrong.transport.restore(&state).is_err());
 
-    let same = bench_in(memory, IMAGE);
+    let same = bench_in(memory, line, IMAGE);
     same.transport.restore(&state).unwrap();
     assert_eq!(same.transport.save().unwrap(), state);
     bench.driver.set_device(same.transport.clone());
