@@ -1,5 +1,5 @@
-//! Compiles the two small C programs of the benchmark: PID 1 of the peers' guests, and the library
-//! that stamps events in any monitor.
+//! Compiles the small C programs of the benchmark: PID 1 of the peers' guests, the library that stamps
+//! events in any monitor, and both ends of questions over the network.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,12 @@ fn main() {
             "-s",
             "-Wl,-z,noseparate-code,--build-id=none",
         ],
+    );
+    // Both ends of the network's questions; in the guest there are no libraries for it.
+    compile(
+        "guest/net-peer.c",
+        &out.join("net-peer"),
+        &["-O2", "-static", "-s"],
     );
     compile(
         "guest/shim.c",

@@ -11,13 +11,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt::output_of;
 
-/// Init of the guests that measure their own disk.
-const GUEST_FIO: &str = include_str!("../guest/guest-fio");
+/// Init of the guests that measure their own disk, and of those that serve the network.
+const SCRIPTS: [(&str, &[u8]); 2] = [
+    ("bench", include_bytes!("../guest/guest-fio")),
+    ("bench-net", include_bytes!("../guest/guest-net")),
+];
+/// What answers in the latter, from net-peer.c.
+const NET_PEER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/net-peer"));
 const FOLDERS: [&str; 11] = [
     "bin", "data", "dev", "etc", "lib64", "proc", "root", "run", "sys", "tmp", "usr/bin",
 ];
-const APPLETS: [&str; 10] = [
-    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find", "rm",
+const APPLETS: [&str; 11] = [
+    "sh", "true", "cat", "echo", "sleep", "mount", "ls", "dd", "find", "rm", "ip",
 ];
 
 /// Makes an EROFS image with `programs` at `image`; `folder` is for the tree of files on the way.
@@ -34,8 +39,10 @@ pub fn make(image: &Path, programs: &[&str], folder: &Path) -> Result<()> {
     for name in APPLETS {
         symlink("busybox", tree.join("bin").join(name))?;
     }
-    fs::write(tree.join("bench"), GUEST_FIO)?;
-    fs::set_permissions(tree.join("bench"), fs::Permissions::from_mode(0o755))?;
+    for (name, bytes) in SCRIPTS.into_iter().chain([("usr/bin/net-peer", NET_PEER)]) {
+        fs::write(tree.join(name), bytes)?;
+        fs::set_permissions(tree.join(name), fs::Permissions::from_mode(0o755))?;
+    }
     let mut libraries = BTreeSet::new();
     for name in programs {
         let program = find(name)?;

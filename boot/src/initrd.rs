@@ -99,6 +99,7 @@ pub(crate) fn place(
                 guest_addr,
                 file_offset: 0,
                 len,
+                written: false,
             }),
             InitrdPart::Bytes(bytes) => initrd.blobs.push(Blob {
                 guest_addr,

@@ -105,6 +105,8 @@ pub struct BootPlan {
     pub entry: EntryState,
     /// RAM that the kernel occupies at its start, .bss or decompression buffer included.
     pub kernel: GuestRange,
+    /// The part of it that the kernel writes to from the start on, if the file tells.
+    pub kernel_data: Option<GuestRange>,
     /// Where the initrd lies, if there is one.
     pub initrd: Option<GuestRange>,
 }
@@ -168,6 +170,7 @@ pub fn plan(spec: &BootSpec<'_>) -> Result<BootPlan, BootError> {
         blobs: handover,
         entry,
         kernel: kernel.occupied,
+        kernel_data: kernel.data,
         initrd: initrd_range,
     };
     for piece in &kernel.pieces {
@@ -195,16 +198,18 @@ pub(crate) struct Piece {
     pub guest_addr: u64,
     pub file_offset: u64,
     pub len: u64,
+    /// The guest writes to nearly all of it at its start: a mapping would be copied page by page.
+    pub written: bool,
 }
 
 impl BootPlan {
     /// Maps the whole pages of `piece` and copies its ends; copies all of it if its guest address
-    /// and its file offset lie differently in their pages.
+    /// and its file offset lie differently in their pages, or if it would not stay shared.
     fn place(&mut self, piece: &Piece) {
         let head = piece.guest_addr.next_multiple_of(PAGE_SIZE) - piece.guest_addr;
         let congruent = piece.guest_addr % PAGE_SIZE == piece.file_offset % PAGE_SIZE;
         let whole = piece.len.saturating_sub(head) / PAGE_SIZE * PAGE_SIZE;
-        if !congruent || whole == 0 {
+        if !congruent || whole == 0 || piece.written {
             self.copy(piece, 0, piece.len);
             return;
         }

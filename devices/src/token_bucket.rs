@@ -175,7 +175,8 @@ impl Bucket {
 
     fn refill(&mut self, now: Duration) {
         // A clock that steps back gives nothing.
-        let passed = now.saturating_sub(self.updated).as_nanos() as i128;
+        let passed = now.saturating_sub(self.updated).as_nanos();
+        let passed = i128::try_from(passed).unwrap_or(i128::MAX);
         self.updated = self.updated.max(now);
         let most = i128::from(self.limit.burst) * NANOS;
         let gained = passed.saturating_mul(i128::from(self.limit.rate));

@@ -94,7 +94,7 @@ mod tests {
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let pool = Pool::new(1, 2);
-            let later = Instant::now() + Duration::from_secs(60);
+            let later = Instant::now() + Duration::from_mins(1);
             let first = pool.enter().unwrap().worker(later).await.unwrap();
             let (second, third) = (pool.enter().unwrap(), pool.enter().unwrap());
             assert_eq!(pool.enter().unwrap_err(), Full);

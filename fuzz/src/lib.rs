@@ -24,7 +24,8 @@ targets! {
     net_frame net_specs
     ports
     sandbox_request
-    virtio_block virtio_fs virtio_mmio virtio_net virtio_queue virtio_state virtio_vsock
+    virtio_balloon virtio_block virtio_fs virtio_mmio virtio_net virtio_pmem
+    virtio_queue virtio_state virtio_vsock
     vm_record volume_record
 }
 

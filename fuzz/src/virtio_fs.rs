@@ -95,8 +95,9 @@ fn answer(mut stream: UnixStream, answers: &[u8]) {
             3 => len = u32::from_le_bytes([how[1], how[2], how[3], how[4]]),
             4 => sent = usize::from(how[1] % 8),
             5 => {
+                // Half a header, and the end.
                 let _ = stream.write_all(&value);
-                continue;
+                return;
             }
             // As it should be: features, no failure, an index.
             6 => {
@@ -114,7 +115,8 @@ fn answer(mut stream: UnixStream, answers: &[u8]) {
         if stream.write_all(&words).is_err() || stream.write_all(&value[..sent]).is_err() {
             return;
         }
-        if sent < 8 {
+        // Whoever waits for more is not made to wait for a deadline.
+        if sent < 8 || len > 8 {
             return;
         }
     }

@@ -46,9 +46,12 @@ static void observe(void) {
     power_off(0);
 }
 
-/* All of RAM belongs to the monitor before the attack, so that what grows is the monitor. */
+/* What the attacks use of RAM belongs to the monitor before they begin, so that what grows is the
+ * monitor. */
 static void touch(void) {
-    for (u64 at = 0; at < low_ram_end && low_ram_end <= 64UL << 20; at += 4096) write8(at, read8(at));
+    u64 some = low_ram_end < 64UL << 20 ? low_ram_end : 64UL << 20;
+    for (u64 at = 0; at < some; at += 4096) write8(at, read8(at));
+    for (u64 at = low_ram_end - 0x10000; at < low_ram_end; at += 4096) write8(at, read8(at));
 }
 
 void attack(u64 zero_page) {

@@ -19,6 +19,7 @@ use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError};
 use casita_devices::serial::SerialError;
 use casita_devices::stamp::monotonic_ns;
+use casita_devices::virtio::balloon::Balloon;
 use casita_devices::virtio::block::BlockError;
 use casita_devices::virtio::fs::FsError;
 use casita_devices::virtio::rng::Rng;
@@ -38,9 +39,9 @@ use crate::kvm::vm::{KvmError, Vm};
 use crate::kvm::{self, entry, msr};
 use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
-use crate::memory::{GuestRam, MemoryError};
-use crate::net::{self, Identity, NetError, NetworkState};
-use crate::rootfs::RootfsError;
+use crate::memory::{GuestRam, MemoryError, Sharing};
+use crate::net::{self, Identity, NetDevice, NetError, NetworkState};
+use crate::rootfs::{RootDevice, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
@@ -187,11 +188,9 @@ pub fn assemble(
     let key = link::new_key()?;
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
     let boot_mode = config.boot.unwrap_or_default();
-    let cmdline = {
-        let plain = told.filter(|_| boot_mode == BootMode::Plain);
-        let ip = plain.and_then(|network| network.kernel_ip.as_deref());
-        guest::cmdline(config, files.root.is_some(), ip)?
-    };
+    let root_device = files.root.as_ref().map(|_| files.root_device);
+    let kernel_ip = told.and_then(|network| network.kernel_ip.as_deref());
+    let cmdline = guest::cmdline(config, root_device, kernel_ip)?;
     let mut mounts = Mounts::start(files.mounts)?;
     // The programs that were started until here keep the limit that they were given.
     raise_descriptor_limit();
@@ -199,7 +198,20 @@ pub fn assemble(
 
     let memory = config.memory.unwrap_or(DEFAULT_MEMORY);
     let layout = MemoryLayout::new(memory.bytes())?;
-    let vm = Vm::new(&kvm, GuestRam::new(layout, mounts.backing())?)?;
+    let sharing = if config.mergeable {
+        Sharing::Mergeable
+    } else {
+        Sharing::Structural
+    };
+    let (ram, image) = match (&files.root, files.root_device) {
+        (Some(root), RootDevice::Pmem) => {
+            let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
+            let (ram, range) = ram.with_image(&root.file, root.len)?;
+            (ram, Some(range))
+        }
+        _ => (GuestRam::new(layout, mounts.backing(), sharing)?, None),
+    };
+    let vm = Vm::new(&kvm, ram)?;
     stats.stage("vm-created", monotonic_ns());
 
     let io = spawn_io_thread(&around.sender)?;
@@ -207,20 +219,22 @@ pub fn assemble(
     let serial_output = serial.start_output(&io.handle())?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
-    if let Some(root) = files.root {
-        virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?;
+    match (files.root, image) {
+        (Some(_), Some(range)) => virtio.plug_in_image("root", range)?,
+        (Some(root), None) => {
+            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?
+        }
+        (None, _) => {}
     }
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
     mounts.plug_in(&mut virtio, config.disk_rate)?;
     virtio.plug_in(Box::new(Rng::new("rng")))?;
-    let mut network_state = NetworkState::none();
-    let mut net = None;
-    if let Some(network) = network {
-        let (device, handles, state) = network.device()?;
-        virtio.plug_in(Box::new(device))?;
-        (net, network_state) = (Some(handles), state);
+    let (net, network_state) = plug_in_network(&mut virtio, network)?;
+    if config.balloon.unwrap_or(true) {
+        let owner = Arc::new(vm.ram().clone());
+        virtio.plug_in(Box::new(Balloon::new("balloon", owner)))?;
     }
     let mut link = None;
     if config.vsock.is_some() || boot_mode == BootMode::Agent {
@@ -284,6 +298,19 @@ pub fn assemble(
         events: around.events,
         stats,
     })
+}
+
+/// The device of the guest's network, if it has one.
+fn plug_in_network(
+    virtio: &mut VirtioBoard<'_>,
+    network: Option<net::Prepared>,
+) -> Result<(Option<NetDevice>, NetworkState), AssembleError> {
+    let Some(network) = network else {
+        return Ok((None, NetworkState::none()));
+    };
+    let (device, handles, state) = network.device()?;
+    virtio.plug_in(Box::new(device))?;
+    Ok((Some(handles), state))
 }
 
 /// Each process in the guest has several sockets here. Where the limit can't be raised, fewer run.

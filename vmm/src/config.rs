@@ -18,6 +18,7 @@ use crate::dirs::Dirs;
 use crate::disk::{self, DiskSpec};
 use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec};
 use crate::process_config::{Period, Signal, Ulimit};
+use crate::rootfs::RootfsMode;
 use crate::volume::{TmpfsSpec, VolumeSource, VolumeSpec};
 
 /// Guest memory when nothing else is said.
@@ -92,6 +93,8 @@ pub struct MachineConfig {
     pub kernel: Option<PathBuf>,
     /// Root image (EROFS, squashfs, ext4, ISO 9660) or a directory.
     pub rootfs: Option<PathBuf>,
+    /// Whether the root image is memory or a disk.
+    pub rootfs_mode: Option<RootfsMode>,
     /// Initial RAM file system.
     pub initrd: Option<PathBuf>,
     /// More parameters for the guest kernel.
@@ -109,6 +112,11 @@ pub struct MachineConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub memory: Option<MemorySize>,
+    /// Whether the host may look for pages that are equal to other machines' (KSM).
+    pub mergeable: bool,
+    /// Whether memory that the guest does not use goes back to the host (virtio-balloon with free
+    /// page reporting); it does if nothing is said.
+    pub balloon: Option<bool>,
     /// Number of vCPUs.
     #[serde(
         deserialize_with = "checked_cpus",
@@ -317,10 +325,13 @@ impl MachineConfig {
         Self {
             kernel: over.kernel.or(self.kernel),
             rootfs: over.rootfs.or(self.rootfs),
+            rootfs_mode: over.rootfs_mode.or(self.rootfs_mode),
             initrd: over.initrd.or(self.initrd),
             cmdline: over.cmdline.or(self.cmdline),
             disk: over.disk.or(self.disk),
             memory: over.memory.or(self.memory),
+            mergeable: over.mergeable || self.mergeable,
+            balloon: over.balloon.or(self.balloon),
             cpus: over.cpus.or(self.cpus),
             boot: over.boot.or(self.boot),
             name: over.name.or(self.name),
@@ -543,6 +554,9 @@ mod tests {
             disk: Some("/d.raw,size=64M".parse().unwrap()),
             memory: Some("64M".parse().unwrap()),
             cpus: Some(3),
+            rootfs_mode: Some(RootfsMode::Pmem),
+            mergeable: true,
+            balloon: Some(false),
             boot: Some(BootMode::Agent),
             volumes: vec!["db:/d:ro".parse().unwrap(), "/x:/y".parse().unwrap()],
             tmpfs: vec!["/t:size=1M".parse().unwrap()],

@@ -9,12 +9,12 @@ use casita_agent::spec::Network;
 use casita_agent::wire::Key;
 
 use crate::assemble::AssembleError;
-use crate::config::{BootMode, MachineConfig, default_kernel};
+use crate::config::{BootMode, DEFAULT_MEMORY, MachineConfig, default_kernel};
 use crate::dirs::Dirs;
 use crate::disk::{self, Disk, DiskSpec, Expect, NewFile};
 use crate::guest;
-use crate::rootfs::{self, RootImage};
-use crate::volume::{self, NewVolumes, PlannedMount, VolumeError};
+use crate::rootfs::{self, Circumstances, RootDevice, RootImage};
+use crate::volume::{self, Attach, NewVolumes, PlannedMount, VolumeError};
 
 /// A file and where it is.
 pub struct Opened {
@@ -30,6 +30,8 @@ pub struct Files {
     pub kernel: Opened,
     /// The read-only root image.
     pub root: Option<RootImage>,
+    /// What the guest has it as.
+    pub root_device: RootDevice,
     /// The writable disk, locked.
     pub disk: Option<Disk>,
     /// The user's initrd.
@@ -92,9 +94,21 @@ impl Files {
             // From here on whoever has the files watches over it.
             file.keep();
         }
+        let around = Circumstances {
+            memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
+            plain: !agent,
+            shared_memory: mounts
+                .iter()
+                .any(|mount| matches!(mount.attach, Attach::Share { .. })),
+        };
+        let mode = config.rootfs_mode.unwrap_or_default();
+        let root_device = root
+            .as_ref()
+            .map_or(RootDevice::Block, |image| mode.device(image, around));
         Ok(Self {
             kernel,
             root,
+            root_device,
             disk,
             initrd,
             mounts,
@@ -116,7 +130,7 @@ impl Files {
             (BootMode::Agent, Some(root)) => Ok(Some(guest::agent_initrd(
                 config,
                 key,
-                root.fs,
+                (self.root_device, root.fs),
                 self.disk.as_ref(),
                 &self.mounts,
                 network,

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod doctor;
 pub mod files;
 pub mod guest;
+pub mod heap;
 pub mod helpers;
 pub mod images;
 pub mod kvm;

@@ -198,7 +198,7 @@ fn run_once(
         identity: Identity {
             id: vm.record().id.to_string(),
             name: vm.record().name.clone(),
-            before: vm.state().network,
+            before: vm.state().network.map(|network| *network),
         },
         on_given_up,
         stats: around.stats,

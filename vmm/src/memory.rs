@@ -7,14 +7,21 @@
 //! kernel is there. Linux gives the pages of its initialization code and of the gaps between its
 //! sections, like those of the initrd, to its allocator once it runs, so that a queue or a buffer may
 //! come to lie in any of them.
+//!
+//! What the guest does not use goes back to the host (`discard.rs`), and a read-only image may lie
+//! above RAM (`image.rs`).
 
 #![allow(unsafe_code, reason = "mapping a file over guest RAM")]
+
+mod discard;
+mod faults;
+mod image;
+mod truncated;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use casita_boot::{BootPlan, FileCopy, FileMapping, GuestRange, MemoryLayout, PlanFile};
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek, sendfile};
@@ -105,6 +112,19 @@ pub struct GuestRam {
     memory: Arc<GuestMemoryMmap>,
     layout: MemoryLayout,
     backing: Backing,
+    sharing: Sharing,
+    /// Where files are mapped over private memory, once they are.
+    file_ranges: Arc<OnceLock<Vec<GuestRange>>>,
+}
+
+/// What the host may do to find pages that are equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing: sharing is structural.
+    #[default]
+    Structural,
+    /// Compare them with others' (KSM, `MADV_MERGEABLE`), where the host has that running.
+    Mergeable,
 }
 
 /// The files that a plan's mappings and copies refer to.
@@ -130,7 +150,11 @@ impl GuestRam {
     ///
     /// # Errors
     /// If that is more than the host has, or more than it will reserve.
-    pub fn new(layout: MemoryLayout, backing: Backing) -> Result<Self, MemoryError> {
+    pub fn new(
+        layout: MemoryLayout,
+        backing: Backing,
+        sharing: Sharing,
+    ) -> Result<Self, MemoryError> {
         const MIB: u64 = 1 << 20;
         let host = host_memory();
         if layout.bytes() > host {
@@ -162,20 +186,30 @@ impl GuestRam {
             memory: Arc::new(memory),
             layout,
             backing,
+            sharing,
+            file_ranges: Arc::default(),
         };
-        if layout.bytes() <= SMALL_GUEST {
-            ram.avoid_huge_pages();
+        for range in layout.ram_ranges() {
+            ram.advise(&range);
         }
         Ok(ram)
     }
 
-    fn avoid_huge_pages(&self) {
-        for range in self.layout.ram_ranges() {
-            if let Ok(host) = self.host_range(range.start, range.len) {
-                // SAFETY: the range is a mapping of ours, whose content this does not change. A
-                // host without huge pages refuses, and has nothing to avoid.
-                unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_NOHUGEPAGE) };
-            }
+    /// Tells the host what kind of memory `range` is to be. A host without huge pages refuses the one,
+    /// and has nothing to avoid; one without KSM the other, and has nothing that would compare.
+    fn advise(&self, range: &GuestRange) {
+        let small = self.layout.bytes() <= SMALL_GUEST;
+        let mergeable = self.sharing == Sharing::Mergeable;
+        let advice = [
+            small.then_some(libc::MADV_NOHUGEPAGE),
+            mergeable.then_some(libc::MADV_MERGEABLE),
+        ];
+        let Ok(host) = self.host_range(range.start, range.len) else {
+            return;
+        };
+        for advice in advice.into_iter().flatten() {
+            // SAFETY: the range is a mapping of ours, whose content this does not change.
+            unsafe { libc::madvise(host.cast(), range.len as usize, advice) };
         }
     }
 
@@ -194,9 +228,8 @@ impl GuestRam {
     /// # Errors
     /// If a file can't be mapped or read.
     pub fn load(&self, plan: &BootPlan, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
-        for mapping in &plan.mappings {
-            self.place(mapping, files)?;
-        }
+        self.place_all(&plan.mappings, files)?;
+        self.avoid_faults(plan);
         for copy in &plan.copies {
             self.copy(copy, files)?;
         }
@@ -214,6 +247,24 @@ impl GuestRam {
             Ok(host) if inside => Ok(host),
             _ => Err(not_ram),
         }
+    }
+
+    fn place_all(
+        &self,
+        mappings: &[FileMapping],
+        files: &PlanFiles<'_>,
+    ) -> Result<(), MemoryError> {
+        for mapping in mappings {
+            self.place(mapping, files)?;
+        }
+        let mut ranges: Vec<_> = mappings
+            .iter()
+            .filter_map(|mapping| GuestRange::new(mapping.guest_addr, mapping.len))
+            .collect();
+        ranges.sort_unstable();
+        // A machine is loaded once.
+        let _ = self.file_ranges.set(ranges);
+        Ok(())
     }
 
     fn place(&self, mapping: &FileMapping, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
@@ -292,7 +343,6 @@ impl GuestRam {
     }
 
     fn copy(&self, copy: &FileCopy, files: &PlanFiles<'_>) -> Result<(), MemoryError> {
-        const CHUNK: u64 = 1 << 20;
         let (file, name) = files.get(copy.file);
         let failed = |source| MemoryError::Read {
             file: name,
@@ -301,16 +351,8 @@ impl GuestRam {
             source,
         };
         let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let mut buffer = vec![0; copy.len.min(CHUNK) as usize];
-        let mut done = 0;
-        while done < copy.len {
-            let chunk = &mut buffer[..(copy.len - done).min(CHUNK) as usize];
-            file.read_exact_at(chunk, copy.file_offset + done)
-                .map_err(failed)?;
-            self.write(chunk, copy.guest_addr + done)?;
-            done += chunk.len() as u64;
-        }
-        Ok(())
+        let host = self.host_range(copy.guest_addr, copy.len)?;
+        read_into(file, copy.file_offset, host, copy.len).map_err(failed)
     }
 
     fn write(&self, bytes: &[u8], addr: u64) -> Result<(), MemoryError> {
@@ -318,6 +360,33 @@ impl GuestRam {
             .write_slice(bytes, GuestAddress(addr))
             .map_err(|_| MemoryError::NotRam { addr })
     }
+}
+
+/// Reads `len` bytes at `offset` of `file` into guest memory at `to`, which is all there.
+fn read_into(file: &File, offset: u64, to: *mut u8, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let at = libc::off_t::try_from(offset + done)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let left = (len - done) as usize;
+        // SAFETY: the caller has seen that the range lies in guest RAM, which stays mapped while it
+        // is borrowed; there are no references into it.
+        let got = unsafe {
+            let to = to.add(done as usize).cast();
+            libc::pread(file.as_raw_fd(), to, left, at)
+        };
+        match got {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            1.. => done += got.unsigned_abs() as u64,
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The first part of `file` from `from` on that is no hole, up to `end`.
@@ -372,15 +441,20 @@ fn host_memory() -> u64 {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
 
+    fn layout(mib: u64) -> MemoryLayout {
+        MemoryLayout::new(mib * MIB).unwrap()
+    }
+
     fn ram(mib: u64) -> GuestRam {
-        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap(), Backing::Private).unwrap()
+        GuestRam::new(layout(mib), Backing::Private, Sharing::default()).unwrap()
     }
 
     fn shared_ram(mib: u64) -> GuestRam {
-        GuestRam::new(MemoryLayout::new(mib * MIB).unwrap(), Backing::Shared).unwrap()
+        GuestRam::new(layout(mib), Backing::Shared, Sharing::default()).unwrap()
     }
 
     fn file(bytes: &[u8]) -> File {
@@ -514,7 +588,7 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused() {
-        let error = GuestRam::new(MemoryLayout::new(1 << 40).unwrap(), Backing::Private)
+        let error = GuestRam::new(layout(1 << 20), Backing::Private, Sharing::default())
             .err()
             .unwrap();
         assert!(

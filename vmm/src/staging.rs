@@ -324,4 +324,24 @@ mod tests {
         });
         assert_eq!(std::fs::read(dir.path().join("done")).unwrap(), b"first");
     }
+
+    #[test]
+    fn without_room_a_record_is_written_over_and_blanks_end_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        // There has to be a file that has its blocks.
+        assert!(overwrite(&path, b"{}", full()).is_err());
+        std::fs::write(&path, "").unwrap();
+        assert!(overwrite(&path, b"{}", full()).is_err());
+        std::fs::write(&path, "[1, 2, 3]").unwrap();
+        overwrite(&path, b"{}", full()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{}       ");
+        overwrite(&path, b"[1, 2, 3, 4, 5]", full()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"[1, 2, 3, 4, 5]");
+        // What else is wrong stays wrong.
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = overwrite(&path, b"{}", other).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
 }

@@ -83,6 +83,11 @@ impl fmt::Display for VcpuFailure {
                 )
             }
             Self::Unexpected(exit) => write!(f, "KVM returned an unexpected exit: {exit}"),
+            // The guest has touched memory that is not there: a page of a file that was cut off.
+            Self::Host(error) if error.raw_os_error() == Some(libc::EFAULT) => write!(
+                f,
+                "KVM_RUN failed: {error}; was the kernel or the root image made shorter while it ran?"
+            ),
             Self::Host(error) => write!(f, "KVM_RUN failed: {error}"),
         }
     }

@@ -3,7 +3,6 @@
 use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
@@ -201,8 +200,9 @@ impl Packer<'_> {
         path: &mut Vec<u8>,
         depth: usize,
     ) -> Result<(), CopyError> {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut names = RawDir::new(directory, &mut buffer);
+        // On the heap: a stack has no room for one of each level.
+        let mut buffer = Vec::with_capacity(4096);
+        let mut names = RawDir::new(directory, buffer.spare_capacity_mut());
         while let Some(child) = names.next() {
             let child = match child {
                 Ok(child) => child,

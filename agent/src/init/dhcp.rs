@@ -58,15 +58,12 @@ fn ask(index: u32, client: &Client<'_>, said: &Network) {
     let mut patience = PATIENCE;
     loop {
         let Ok(socket) = open() else { return };
-        match acquire(&socket, client) {
-            Some(lease) => {
-                patience = PATIENCE;
-                hold(index, client, said, lease, &socket);
-            }
-            None => {
-                sys::sleep(u32::try_from(patience).unwrap_or_default());
-                patience = (patience * 2).min(MOST_PATIENCE);
-            }
+        if let Some(lease) = acquire(&socket, client) {
+            patience = PATIENCE;
+            hold(index, client, said, lease, &socket);
+        } else {
+            sys::sleep(u32::try_from(patience).unwrap_or_default());
+            patience = (patience * 2).min(MOST_PATIENCE);
         }
     }
 }
@@ -89,16 +86,16 @@ fn acquire(socket: &OwnedFd, client: &Client<'_>) -> Option<Lease> {
     let Answer::Offer(offer) = exchange(socket, client, &client.discover())? else {
         return None;
     };
-    request(socket, client, &offer, None)
+    request(socket, client, offer, None)
 }
 
 fn request(
     socket: &OwnedFd,
     client: &Client<'_>,
-    offer: &Offer,
+    offer: Offer,
     held: Option<Ipv4Addr>,
 ) -> Option<Lease> {
-    match exchange(socket, client, &client.request(offer, held))? {
+    match exchange(socket, client, &client.request(&offer, held))? {
         Answer::Lease(lease) => Some(lease),
         Answer::Offer(_) | Answer::No => None,
     }
@@ -138,7 +135,7 @@ fn hold(index: u32, client: &Client<'_>, said: &Network, mut lease: Lease, socke
         // At half of its time, and then every eighth.
         sys::sleep(seconds * 500);
         lease = loop {
-            match request(socket, client, &lease.offer, Some(lease.offer.address)) {
+            match request(socket, client, lease.offer, Some(lease.offer.address)) {
                 Some(longer) => break longer,
                 None if sys::now() >= expires => return,
                 None => sys::sleep(seconds * 125),

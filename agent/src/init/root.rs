@@ -28,6 +28,9 @@ use crate::sys;
 const DEVICE_ATTEMPTS: u32 = 200;
 const DEVICE_PAUSE: u32 = 10;
 
+/// How the nodes of persistent memory begin.
+const PMEM: &str = "/dev/pmem";
+
 const UPPER_DIR: &str = "/disk/upper";
 const WORK_DIR: &str = "/disk/work";
 
@@ -63,7 +66,17 @@ pub(crate) fn prepare(initramfs: &OwnedFd, spec: &GuestSpec) -> Result<(), Failu
 fn mount_image(image: &Mount) -> Result<(), Failure> {
     // An image is written by nobody, so neither is its journal: what is in it would have to be
     // replayed first. Images are made complete.
-    let options = (image.fs == FsType::Ext4).then_some(c"noload");
+    let options = match image.fs {
+        FsType::Ext4 => Some(c"noload"),
+        // Memory that all guests share: files are used where they are.
+        FsType::Erofs if image.device.starts_with(PMEM) => {
+            // The host ignores what is written there; who tries should hear of it. A device that is
+            // not there yet is waited for below, and then has to do without.
+            let _ = sys::set_read_only(image.device.as_str());
+            Some(c"dax=always")
+        }
+        _ => None,
+    };
     let flags = MountFlags::RDONLY | MountFlags::NOATIME;
     mount_device("root image", image, IMAGE_DIR, flags, options)
 }
@@ -94,6 +107,9 @@ pub(crate) fn mount_device(
     result.map_err(|errno| {
         let hint = match errno {
             Errno::NODEV => format!("; the guest's kernel has no {fs}"),
+            Errno::NOENT | Errno::NXIO if node.starts_with(PMEM) => String::from(
+                "; the guest's kernel has no virtio-pmem: start with --rootfs-mode block",
+            ),
             Errno::NOENT | Errno::NXIO => String::from("; the machine has no such device"),
             Errno::NOTDIR => String::from("; the mount point is not a directory"),
             Errno::INVAL | Errno::UCLEAN | Errno::BADMSG | Errno::IO => {

@@ -9,7 +9,7 @@ use core::ffi::CStr;
 use core::ptr;
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::AddressFamily;
 use rustix::process::{Pid, Signal};
@@ -323,4 +323,15 @@ pub(crate) fn set_interface_flags(
         )
     }
     .map(drop)
+}
+
+/// Makes the kernel refuse writes to the block device `node`.
+pub(crate) fn set_read_only(node: &str) -> Result<(), Errno> {
+    // include/uapi/linux/fs.h
+    const BLKROSET: usize = 0x125d;
+    let device = open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let yes = 1_i32;
+    let device = device.as_raw_fd().unsigned_abs() as usize;
+    // SAFETY: an int, which this request only reads.
+    unsafe { syscall(IOCTL, [device, BLKROSET, (&raw const yes).addr(), 0, 0]) }.map(drop)
 }

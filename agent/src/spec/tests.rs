@@ -235,11 +235,12 @@ fn a_network_reaches_what_shares_its_prefix() {
 /// Host and agent are built together, but a change of the layout should be seen.
 #[test]
 fn the_layout_is_the_one_of_version_4() {
-    let expected = b"CASITA\0\x01\x04\0\x6a\0\0\0\
+    let expected = b"CASITA\0\x01\x04\0\x76\0\0\0\
         \x04yard\x08/dev/vda\0\x01\x08/dev/vdb\x02\x01\
         \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
         \x01\0\x08/dev/vdc\x05/data\x01\
         \x01\x01\xdc\x0b\x01\0\x0a\0\x02\x0f\x18\x01\0\x0a\0\x02\x02\
-        \x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x07example\0";
+        \x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x07example\
+        \x01\0\x0a\0\x02\x09\x05other\0";
     assert_eq!(encode(&spec()).unwrap(), expected);
 }

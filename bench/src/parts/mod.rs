@@ -5,6 +5,7 @@ mod exec;
 mod fio;
 mod import;
 mod memory;
+mod net;
 mod report;
 pub mod result;
 mod run;
@@ -40,7 +41,9 @@ pub enum Part {
     Memory(PartArgs),
     /// fio in the guest
     Fio(PartArgs),
-    /// Makes the root image of all VMs: busybox, fio and the script that runs it
+    /// The guest's network
+    Net(PartArgs),
+    /// Makes the root image of all VMs: busybox, fio, iperf3 and the scripts that run them
     Image {
         /// Where it goes
         file: PathBuf,
@@ -86,9 +89,10 @@ pub fn run(part: Part, casita: &Path) -> Result<()> {
         Part::Import(args) => ("import", import::measure, args),
         Part::Memory(args) => ("memory", memory::measure, args),
         Part::Fio(args) => ("fio", fio::measure, args),
+        Part::Net(args) => ("net", net::measure, args),
         Part::Image { file } => {
             let folder = file.parent().unwrap_or(Path::new("."));
-            return toolimage::make(&file, &["fio"], folder);
+            return toolimage::make(&file, &["fio", "iperf3"], folder);
         }
         Part::Report { dir } => return report::report(&dir),
     };

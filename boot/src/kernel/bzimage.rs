@@ -95,6 +95,7 @@ pub(super) fn load(reader: &Reader<'_>, memory: MemoryLayout) -> Result<Kernel, 
         },
         cmdline_max: usize::try_from(header.cmdline_size).unwrap_or(usize::MAX),
         initrd_addr_max: header.initrd_addr_max.into(),
+        data: None,
         occupied,
     })
 }
@@ -159,6 +160,7 @@ fn payload(reader: &Reader<'_>, header: &setup_header) -> Result<Piece, BzImageE
         guest_addr: 0,
         file_offset: start,
         len: len.min(available),
+        written: false,
     })
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Kernel {
     pub pieces: Vec<Piece>,
     /// All RAM that the kernel uses before it knows the memory map.
     pub occupied: GuestRange,
+    /// The part of it that is written from the start on, if the file tells.
+    pub data: Option<GuestRange>,
     pub entry: KernelEntry,
     /// The longest command line, in bytes without the terminating zero.
     pub cmdline_max: usize,

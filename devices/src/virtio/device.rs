@@ -260,12 +260,16 @@ impl fmt::Debug for DeviceNotifier {
 /// What a device has to know to go on, by kind of device.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub enum DeviceState {
+    /// A memory balloon.
+    Balloon(super::balloon::BalloonState),
     /// A disk.
     Block(super::block::BlockState),
     /// A network device.
     Net(super::net::NetState),
     /// A file system.
     Fs(super::fs::FsState),
+    /// Persistent memory.
+    Pmem(super::pmem::PmemState),
     /// An entropy device.
     Rng(rng::RngState),
     /// A socket device.

@@ -12,10 +12,14 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     /// Entropy device, section 5.4.
     pub const ENTROPY: u32 = 4;
+    /// Memory balloon device, section 5.5.
+    pub const BALLOON: u32 = 5;
     /// Socket device, section 5.10.
     pub const SOCKET: u32 = 19;
     /// File system device, section 5.11.
     pub const FILE_SYSTEM: u32 = 26;
+    /// Persistent memory device, section 5.19.
+    pub const PMEM: u32 = 27;
 }
 
 /// Bits of the device status field, section 2.1.

@@ -8,6 +8,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
 use super::chain::{Chain, Segment};
+use super::memory::is_writable;
 use super::spec::{DESCRIPTOR_SIZE, Descriptor, desc_flags};
 
 /// Most descriptors in an indirect table. It is what readv(2) takes at once (UIO_MAXIOV), and
@@ -38,6 +39,16 @@ pub enum ChainFault {
     /// A buffer is not, or not wholly, in RAM.
     #[error("the {len:#x} bytes at {addr:#x} of descriptor {index} are not in RAM")]
     NotInRam {
+        /// The descriptor.
+        index: u16,
+        /// Its address.
+        addr: u64,
+        /// Its length.
+        len: u32,
+    },
+    /// A buffer that the device is to write is in memory that is read-only, such as a root image's.
+    #[error("the {len:#x} bytes at {addr:#x} of descriptor {index} are in read-only memory")]
+    ReadOnly {
         /// The descriptor.
         index: u16,
         /// Its address.
@@ -174,6 +185,10 @@ fn push(
     }
     check_in_ram(memory, index, descriptor)?;
     let addr = GuestAddress(descriptor.addr.get());
+    if writable && !is_writable(memory, addr, len.into()) {
+        let addr = addr.0;
+        return Err(ChainFault::ReadOnly { index, addr, len });
+    }
     chain
         .push(Segment { addr, len }, writable)
         .ok_or(ChainFault::TooLong)

@@ -129,7 +129,7 @@ fn compile(sandbox: &Sandbox, arguments: &Arguments) -> Result<Result<PutFile, S
         put: vec![source],
         take: vec![PROGRAM.to_owned()],
         limits: Limits {
-            time: Duration::from_secs(60),
+            time: Duration::from_mins(1),
             cpu_time: Duration::from_secs(30),
             memory: 512 << 20,
             ..Limits::default()

@@ -100,8 +100,8 @@ fn run(sandbox: &Sandbox, number: usize) -> Result<()> {
     let shell = |script: &str| SandboxRequest {
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         limits: Limits {
-            time: Duration::from_secs(60),
-            cpu_time: Duration::from_secs(60),
+            time: Duration::from_mins(1),
+            cpu_time: Duration::from_mins(1),
             memory: 32 << 20,
             disk: 64 << 20,
             ..Limits::default()

@@ -46,13 +46,12 @@ fn request(arguments: &Arguments, code: Vec<u8>) -> SandboxRequest {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let code = match &arguments.file {
-        Some(path) => std::fs::read(path).with_context(|| path.display().to_string())?,
-        None => {
-            let mut code = Vec::new();
-            io::stdin().read_to_end(&mut code)?;
-            code
-        }
+    let code = if let Some(path) = &arguments.file {
+        std::fs::read(path).with_context(|| path.display().to_string())?
+    } else {
+        let mut code = Vec::new();
+        io::stdin().read_to_end(&mut code)?;
+        code
     };
     let result = Sandbox::new()?.run_with(&request(&arguments, code), &mut |stream, bytes| {
         // Whoever does not listen does not want to.

@@ -84,9 +84,9 @@ pub fn tests(suite: &mut Suite) {
     let user = || passt().or_else(machine::lacks_permissions);
     suite.test_if(user(), "a_port_without_a_right", low_port);
     suite.test("without_passt_a_port_is_refused", missing);
-    let tap = || match machine::is_root() {
-        true => machine::lacks_file("/dev/net/tun".as_ref()),
-        false => Some("needs root, for tap devices".to_owned()),
+    let tap = || {
+        let user = (!machine::is_root()).then(|| "needs root, for tap devices".to_owned());
+        user.or_else(|| machine::lacks_file("/dev/net/tun".as_ref()))
     };
     suite.test_if(tap(), "a_bridge_that_is_missing", || {
         let parts = ["no bridge cst-none", "ip link add cst-none type bridge"];

@@ -61,9 +61,8 @@ more"
         ensure!(busybox.exists(), "no busybox for {applet}");
     }
     let script = format!("/bin/busybox --install -s /bin 2>/dev/null\n{script}");
-    let finished = shell(&place, &["--rootfs", "image"], &script)
-        .finish()?
-        .expect(0)?;
+    let options = ["--rootfs", "image", "--rootfs-mode", "block"];
+    let finished = shell(&place, &options, &script).finish()?.expect(0)?;
     let finished = finished.says(&["root done", "device done"])?;
     ensure!(!finished.text().contains("IMAGE WRITTEN"), "{finished}");
     ensure!(

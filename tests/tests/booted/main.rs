@@ -5,13 +5,17 @@ mod bench;
 mod command;
 mod detached;
 mod disks;
+mod egress;
 mod ends;
 mod exec;
+mod faults;
 mod hardware;
 mod hostile;
 mod images;
 mod life;
+mod memory;
 mod net;
+mod networks;
 mod oci;
 mod parting;
 mod plain;
@@ -60,12 +64,15 @@ fn main() -> ExitCode {
     command::tests(&mut suite);
     detached::tests(&mut suite);
     disks::tests(&mut suite);
+    egress::tests(&mut suite);
     ends::tests(&mut suite);
     exec::tests(&mut suite);
     hardware::tests(&mut suite);
     images::tests(&mut suite);
     life::tests(&mut suite);
+    memory::tests(&mut suite);
     net::tests(&mut suite);
+    networks::tests(&mut suite);
     oci::tests(&mut suite);
     parting::tests(&mut suite);
     plain::tests(&mut suite);
@@ -76,6 +83,7 @@ fn main() -> ExitCode {
     terminal::tests(&mut suite);
     volumes::tests(&mut suite);
     vsock::tests(&mut suite);
+    faults::tests(&mut suite);
     hostile::tests(&mut suite);
     suite.run(&arguments)
 }

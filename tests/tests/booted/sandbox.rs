@@ -35,6 +35,8 @@ pub fn tests(suite: &mut Suite) {
     suite.test("sandbox_commands_read_their_input", input);
     suite.test("sandbox_commands_have_their_surroundings", surroundings);
     suite.test("sandbox_has_no_network", network);
+    let passt = || machine::lacks("passt", "passt");
+    suite.test_if(passt(), "sandbox_reaches_what_it_may", egress);
     suite.test("sandbox_runs_share_nothing", share_nothing);
     suite.test("sandbox_runs_eight_at_once", at_once);
     suite.test("sandbox_passes_streams_and_the_status_through", text);
@@ -540,6 +542,11 @@ fn network() -> Result<()> {
         "{result:#}"
     );
     Ok(())
+}
+
+fn egress() -> Result<()> {
+    let script = "ls /sys/class/net | grep -vc '^lo$'";
+    expect_out(&run(&json!({"egress": "10.9.8.7:80/tcp"}), script)?, "1\n")
 }
 
 fn share_nothing() -> Result<()> {

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use casita_boot::VirtioMmio;
 use casita_boot::layout::{SERIAL_GSI, SERIAL_PORT};
+use casita_boot::{GuestRange, VirtioMmio};
 use casita_devices::bus::{Bus, BusDevice, BusError};
 use casita_devices::event_loop::EventLoopHandle;
 use casita_devices::power::{
@@ -17,6 +17,7 @@ use casita_devices::token_bucket::Rate;
 use casita_devices::virtio::block::{Block, BlockConfig, BlockError, Traffic};
 use casita_devices::virtio::device::VirtioDevice;
 use casita_devices::virtio::fs::Fs;
+use casita_devices::virtio::pmem::{Pmem, PmemState, ReadOnly};
 use casita_devices::virtio::spec::mmio::QUEUE_NOTIFY;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
@@ -115,6 +116,18 @@ impl<'a> VirtioBoard<'a> {
     pub(super) fn plug_in_disk(&mut self, name: &str, disk: Block) -> Result<(), AssembleError> {
         self.disks.push((name.to_owned(), disk.traffic()));
         self.plug_in(Box::new(disk))
+    }
+
+    /// Tells the guest of an image that lies in its memory at `range`, and takes its writes there.
+    pub(super) fn plug_in_image(
+        &mut self,
+        name: &str,
+        range: GuestRange,
+    ) -> Result<(), AssembleError> {
+        let refuses = Arc::new(ReadOnly::new(name));
+        self.mmio.insert(range.start, range.len, name, refuses)?;
+        let (start, size) = (range.start, range.len);
+        self.plug_in(Box::new(Pmem::new(name, PmemState { start, size })))
     }
 
     /// Puts `device` into the next slot: registers on the bus, an interrupt line, and a doorbell

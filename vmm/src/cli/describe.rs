@@ -139,7 +139,7 @@ impl Description {
                 memory: config.memory.unwrap_or(DEFAULT_MEMORY).bytes(),
                 cpus: config.cpus.unwrap_or(DEFAULT_CPUS),
             },
-            network: state.network.clone().map(|made| {
+            network: state.network.clone().map(|made| *made).map(|made| {
                 let link = (!state.status.has_ended()).then(|| link(vm)).flatten();
                 NetworkDescription { made, link }
             }),

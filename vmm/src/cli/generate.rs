@@ -82,7 +82,10 @@ mod tests {
             let text = completions(shell);
             assert!(text.contains("import"), "{shell}");
             assert!(text.contains("verbose"), "{shell}");
-            assert!(!text.contains("monitor"), "{shell}");
+            // A hidden command, and the option that another one alone has.
+            for hidden in ["sandbox-vm", "last-delay"] {
+                assert!(!text.contains(hidden), "{shell} {hidden}");
+            }
         }
     }
 
@@ -95,6 +98,7 @@ mod tests {
         generate(&GenerateArgs { what }, Cli::command()).unwrap();
         let page = |name: &str| place.path().join("man").join(name).is_file();
         assert!(page("casita.1") && page("casita-run.1") && page("casita-image-import.1"));
+        assert!(page("casita-sandbox.1") && !page("casita-sandbox-vm.1"));
         assert!(!page("casita-monitor.1"));
     }
 }

@@ -165,7 +165,11 @@ pub fn rm(args: &RmArgs) -> Result<ExitCode, CliError> {
     each(&args.vms, |_, vm| {
         match life::remove(&vm, args.force) {
             Err(life::EndError::Vms(VmsError::InUse(name))) => {
-                let hint = format!("casita rm -f {name} ends it first");
+                let hint = if args.force {
+                    "somebody has started it again meanwhile: try again".to_owned()
+                } else {
+                    format!("casita rm -f {name} ends it first")
+                };
                 return Err(format!("VM {name} is running: {hint}").into());
             }
             other => other?,

@@ -19,6 +19,7 @@ pub mod ps;
 pub mod run;
 pub mod sandbox;
 pub mod stats;
+mod swift;
 mod table;
 pub mod top;
 mod vms;
@@ -31,6 +32,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::heap;
 use crate::images::ImagesError;
 use crate::life::StartFailure;
 use crate::progress;
@@ -159,7 +161,9 @@ pub enum Format {
 
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    heap::share();
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = match swift::parse(&words).map_or_else(|| Cli::try_parse_from(&words), Ok) {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
@@ -183,8 +187,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Top(args) => top::top(&args),
-        Command::Port(args) => port::port(&args),
         Command::Network(command) => network::network(&command),
+        Command::Port(args) => port::port(&args),
         Command::Volume(command) => volume::volume(&command),
         Command::Monitor(args) => lifecycle::monitor(&args),
         Command::Image(args) => image::image(&args, cli.global),

@@ -24,6 +24,7 @@ use crate::monitor::{Attachment, Ended};
 use crate::net;
 use crate::net::spec::{IpSpec, Mtu, NetSpec, PortSpec, parse_mac};
 use crate::process_config::{Attach, Ends, Period, Signal, Ulimit};
+use crate::rootfs::RootfsMode;
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::vms::{ImageUse, NewVm, Registry, RestartPolicy};
@@ -52,6 +53,7 @@ Examples:
   casita run -m 1G -c 2 -- uname -a            a command in the built-in image
   casita run --name db --disk 10G -- sh        a disk that is kept
   casita run --kernel vmlinuz --rootfs debian.iso --boot plain")]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct RunArgs {
     /// Image, then command and arguments; after -- a command in the built-in image or --rootfs
     /// [default: the image's command, or a shell]
@@ -96,6 +98,10 @@ pub struct RunArgs {
     /// small one with busybox]
     #[arg(long, value_name = "FILE|DIR", help_heading = STORAGE)]
     rootfs: Option<PathBuf>,
+    /// How the guest gets at the root image: pmem for memory that all guests share, block for a disk;
+    /// an image that can't be memory is a disk [default: auto]
+    #[arg(long, value_name = "MODE", hide_possible_values = true, help_heading = STORAGE)]
+    rootfs_mode: Option<RootfsMode>,
     /// Writable disk: a size for a new one (kept under --name, else gone with the VM), or a raw
     /// file, made if it is missing [default: one that goes with the VM]
     #[arg(long, value_name = "SIZE|FILE[,size=SIZE]", help_heading = STORAGE)]
@@ -152,6 +158,9 @@ pub struct RunArgs {
     memory: Option<MemorySize>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
     cpus: Option<u8>,
+    /// Let the host look for pages that are equal to other VMs' (KSM)
+    #[arg(long, help_heading = MACHINE)]
+    mergeable: bool,
     /// Hostname of the guest [default: its name]
     #[arg(long, value_name = "NAME", help_heading = MACHINE)]
     hostname: Option<String>,
@@ -215,10 +224,13 @@ impl RunArgs {
         let mut config = file.overlaid(MachineConfig {
             kernel: self.kernel.clone(),
             rootfs: self.rootfs.clone(),
+            rootfs_mode: self.rootfs_mode,
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             disk: self.disk.clone(),
             memory: self.memory,
+            mergeable: self.mergeable,
+            balloon: None,
             cpus: self.cpus,
             boot: self.boot,
             name: self.name.clone(),

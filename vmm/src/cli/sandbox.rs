@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use casita_agent::find;
+use casita_net::EgressPolicy;
 use clap::Args;
 
 use super::{CliError, Format, json, process_args::complete_env, report_line};
@@ -27,8 +28,8 @@ const MACHINE: &str = "Machine";
 /// Options of `casita sandbox`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each run has a VM, a disk and nothing else of its own, no network, and leaves nothing behind. A run \
-that meets a limit is ended, and is told which it was.
+Each run has a VM and a disk of its own, no network unless --egress says otherwise, and leaves nothing \
+behind. A run that meets a limit is ended, and is told which it was.
 
 The exit status is the command's; 128+n if signal n ended it, 126 if it could not be run, 127 if it \
 was not found, 124 if it met a limit, 137 if it broke its guest, 125 if there was no run. With \
@@ -97,6 +98,10 @@ pub struct SandboxArgs {
     processes: Option<u32>,
     #[arg(short, long, value_name = "N", value_parser = parse_cpus, help = format!("Number of vCPUs [default: {DEFAULT_CPUS}]"), help_heading = MACHINE)]
     cpus: Option<u8>,
+    /// What the run may reach: none, all, or a list of CIDR, CIDR:PORT, HOST and HOST:PORT, each with
+    /// /tcp or /udp behind it if need be [default: none]
+    #[arg(long, value_name = "none|all|ITEM,ITEM...", help_heading = MACHINE)]
+    egress: Option<EgressPolicy>,
     /// Root image or directory in place of an image; never written to
     #[arg(long, value_name = "FILE|DIR", help_heading = MACHINE)]
     rootfs: Option<PathBuf>,
@@ -109,7 +114,7 @@ pub struct SandboxArgs {
 }
 
 /// What a request says itself.
-const REQUEST_OPTIONS: [&str; 19] = [
+const REQUEST_OPTIONS: [&str; 20] = [
     "words",
     "pull",
     "env",
@@ -127,6 +132,7 @@ const REQUEST_OPTIONS: [&str; 19] = [
     "output",
     "processes",
     "cpus",
+    "egress",
     "rootfs",
     "kernel",
 ];
@@ -300,6 +306,7 @@ impl SandboxArgs {
             put: put.collect(),
             take: self.take.iter().map(|take| take.guest.clone()).collect(),
             limits: self.limits(),
+            egress: self.egress.clone().unwrap_or(EgressPolicy::None),
             cpus: self.cpus.unwrap_or(DEFAULT_CPUS),
             kernel: self.kernel.clone(),
         };

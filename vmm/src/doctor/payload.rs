@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::kvm::cpuid::CpuidTemplate;
 use crate::kvm::entry;
 use crate::kvm::vm::{KvmError, Vm};
-use crate::memory::{Backing, GuestRam, MemoryError};
+use crate::memory::{Backing, GuestRam, MemoryError, Sharing};
 
 /// Guest-physical addresses of the payload's parts. Low memory below the entry state's tables.
 const CODE: u64 = 0x2000;
@@ -150,7 +150,8 @@ struct Payload {
 impl Payload {
     fn new(kvm: &Kvm) -> Result<Self, PayloadError> {
         let layout = MemoryLayout::new(MEMORY).map_err(|_| PayloadError::Layout)?;
-        let vm = Vm::new(kvm, GuestRam::new(layout, Backing::Private)?)?;
+        let ram = GuestRam::new(layout, Backing::Private, Sharing::default())?;
+        let vm = Vm::new(kvm, ram)?;
         let vcpu = vm
             .fd()
             .create_vcpu(0)

@@ -8,7 +8,7 @@
 
 use casita_boot::layout;
 use casita_devices::interrupt::EventInterrupt;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -74,7 +74,11 @@ impl Vm {
                 .expect("a region of guest RAM is mapped");
             let area = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                // A write is an exit to whoever is at that address on the bus.
+                flags: match region.prot() & libc::PROT_WRITE {
+                    0 => KVM_MEM_READONLY,
+                    _ => 0,
+                },
                 guest_phys_addr: region.start_addr().0,
                 memory_size: region.len(),
                 userspace_addr: host as u64,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use casita_devices::token_bucket::Rate;
@@ -14,6 +15,7 @@ use casita_devices::virtio::net::{LinkState, MacAddress, Net, NetConfig, Traffic
 use super::NetError;
 use super::passt::{Passt, Watch};
 use super::tap::{Counters, Taken};
+use super::wall::Walled;
 
 const VHOST_NET: &str = "/dev/vhost-net";
 /// The device's name in logs and for people.
@@ -22,8 +24,8 @@ const NAME: &str = "net";
 /// What the device's frames go to.
 #[derive(Debug)]
 pub enum HostEnd {
-    /// A process of the user's.
-    Passt(Passt),
+    /// A process of the user's, and the gateways that it maps to the host's loopback.
+    Passt(Passt, Vec<IpAddr>),
     /// A tap device.
     Tap(Taken),
 }
@@ -92,11 +94,12 @@ pub fn attach(
         None => Ok(backend),
     };
     match end {
-        HostEnd::Passt(passt) => {
+        HostEnd::Passt(passt, gateways) => {
             // The link is the device's, which needs the socket first: it is known when both are.
             let (socket, watching) = passt.into_parts();
             let stream = Stream::new(socket).map_err(host("use a socket"))?;
-            let net = Net::new(NAME, &config, vec![wrapped(Box::new(stream))?])?;
+            let walled = Walled::new(stream, gateways);
+            let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))?])?;
             let watch = watching.watch(net.link())?;
             Ok(with_handles(net, None, false, Some(watch)))
         }
@@ -107,13 +110,12 @@ pub fn attach(
                 None
             };
             let vhost = kernel.is_some();
-            let net = match kernel {
-                Some(net) => net,
-                None => {
-                    let taps = tap.queues.into_iter().map(open_tap);
-                    let ends = taps.map(|tap| wrapped(Box::new(tap?)));
-                    Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
-                }
+            let net = if let Some(net) = kernel {
+                net
+            } else {
+                let taps = tap.queues.into_iter().map(open_tap);
+                let ends = taps.map(|tap| wrapped(Box::new(tap?)));
+                Net::new(NAME, &config, ends.collect::<Result<_, _>>()?)?
             };
             Ok(with_handles(net, Some(tap.counters), vhost, None))
         }

@@ -14,7 +14,9 @@ pub mod spec;
 mod state;
 pub mod tap;
 mod user;
+mod wall;
 
+use std::fmt::Write;
 use std::net::IpAddr;
 
 use casita_agent::spec::{Address, Network};
@@ -216,7 +218,12 @@ fn prepare_user(
         mtu,
         ipv6_interface: interface.as_deref(),
     };
-    let end = HostEnd::Passt(Passt::start(&setup, ports)?);
+    let gateways = if setup.maps_gateway(&ports) {
+        addresses.sides.iter().map(|side| side.gateway).collect()
+    } else {
+        Vec::new()
+    };
+    let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
     let mut guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),
@@ -362,7 +369,7 @@ impl Prepared {
     /// # Errors
     /// If that does not come, or the device can't be made.
     pub fn device(mut self) -> Result<(Net, NetDevice, NetworkState), NetError> {
-        if let (HostEnd::Passt(passt), Some(addresses)) = (&mut self.end, &self.awaited) {
+        if let (HostEnd::Passt(passt, _), Some(addresses)) = (&mut self.end, &self.awaited) {
             passt.wait_ready(self.settings.mac, addresses)?;
         }
         let (end, settings) = (self.end, self.settings);
@@ -395,7 +402,8 @@ fn kernel_ip(config: &MachineConfig, guest: &Network) -> Option<String> {
     let gateway = gateway.map_or_else(String::new, |ip| ip.to_string());
     let mut text = format!("ip={ip}::{gateway}:{mask}:{}:eth0:off", config.hostname());
     for server in guest.dns.iter().filter_map(v4).take(2) {
-        text.push_str(&format!(":{server}"));
+        // A string takes all that is written to it.
+        let _ = write!(text, ":{server}");
     }
     Some(text)
 }

@@ -57,40 +57,49 @@ pub struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// Whether the gateway stands for the host's loopback. Answers of UDP to the host's own programs
+    /// go by that; those of TCP do not need it.
+    pub fn maps_gateway(&self, ports: &[Reserved]) -> bool {
+        ports.iter().any(|port| port.protocol == Protocol::Udp)
+    }
+
     fn arguments(&self, socket: i32, ports: &[Reserved]) -> Vec<String> {
         let mut words = Words::default();
-        words.add(&["--foreground", "--quiet", "--stderr", "--no-map-gw"]);
-        words.pair("--fd", socket);
-        words.pair("--mtu", self.mtu);
-        words.pair("--mac-addr", GATEWAY_MAC);
+        words.add(&["--foreground", "--quiet", "--stderr"]);
+        if !self.maps_gateway(ports) {
+            words.add(&["--no-map-gw"]);
+        }
+        words.pair("--fd", &socket);
+        words.pair("--mtu", &self.mtu);
+        words.pair("--mac-addr", &GATEWAY_MAC);
         // Nothing is taken over from it but, with IPv6, a link-local address. Without a name it would
         // look for a default route, which a host need not have.
-        words.pair("--interface", self.ipv6_interface.unwrap_or("lo"));
+        words.pair("--interface", &self.ipv6_interface.unwrap_or("lo"));
         if self.ipv6_interface.is_none() {
             words.add(&["--ipv4-only"]);
         }
         for side in &self.addresses.sides {
-            words.pair("--address", side.address.ip);
-            words.pair("--gateway", side.gateway);
+            words.pair("--address", &side.address.ip);
+            words.pair("--gateway", &side.gateway);
             if side.address.ip.is_ipv4() {
-                words.pair("--netmask", side.address.prefix);
+                words.pair("--netmask", &side.address.prefix);
             }
         }
         let forwarded = &self.addresses.forwarded;
         let forwards = |server: &IpAddr| forwarded.iter().find(|(ours, _)| ours == server);
         for server in &self.addresses.dns {
             let behind = forwards(server).map_or(server, |(_, behind)| behind);
-            words.pair("--dns", behind);
+            words.pair("--dns", &behind);
         }
         if self.addresses.dns.is_empty() {
-            words.pair("--dns", "none");
+            words.pair("--dns", &"none");
         }
         for (ours, _) in forwarded {
-            words.pair("--dns-forward", ours);
+            words.pair("--dns-forward", &ours);
         }
         match self.search {
-            [] => words.pair("--search", "none"),
-            search => words.pair("--search", search.join(" ")),
+            [] => words.pair("--search", &"none"),
+            search => words.pair("--search", &search.join(" ")),
         }
         for (option, protocol) in [
             ("--tcp-ports", Protocol::Tcp),
@@ -101,9 +110,9 @@ impl Setup<'_> {
                 .filter(|port| port.protocol == protocol)
                 .peekable();
             if ports.peek().is_none() {
-                words.pair(option, "none");
+                words.pair(option, &"none");
             }
-            ports.for_each(|port| words.pair(option, port_spec(port)));
+            ports.for_each(|port| words.pair(option, &port_spec(port)));
         }
         words.0
     }
@@ -125,7 +134,7 @@ impl Words {
         self.0.extend(words.iter().map(|word| (*word).to_owned()));
     }
 
-    fn pair(&mut self, option: &str, value: impl ToString) {
+    fn pair(&mut self, option: &str, value: &dyn std::fmt::Display) {
         self.0.extend([option.to_owned(), value.to_string()]);
     }
 }
@@ -203,7 +212,7 @@ impl Passt {
         // In one piece: a length that comes alone is lost on passt.
         let len = (request.len() as u32).to_be_bytes();
         socket.write_all(&[&len, request].concat())?;
-        let mut frame = [0; 1 << 16];
+        let mut frame = vec![0; 1 << 16];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;

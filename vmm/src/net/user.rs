@@ -1,7 +1,7 @@
 //! The addresses of a network of one guest and passt, which stands for all others.
 //!
-//! passt answers for each address but the guest's own, so they need not fit the host's networks. What
-//! the guest sends to its gateway goes nowhere: the host's own loopback is not the guest's to reach.
+//! passt answers for each address but the guest's own, so they need not fit the host's networks. The
+//! gateway is nobody; that the host's own loopback is not reached by it is `wall`'s business.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -115,6 +115,10 @@ impl<B: Backend> Backend for Guarded<B> {
         }
     }
 
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        self.inner.set_active(active)
+    }
+
     fn flush(&mut self) -> Sent {
         self.inner.flush()
     }

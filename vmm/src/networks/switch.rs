@@ -360,6 +360,10 @@ impl Backend for Switch {
         self.forward(out, &read, Instant::now())
     }
 
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        self.uplink.set_active(active)
+    }
+
     fn flush(&mut self) -> Sent {
         self.uplink.flush()
     }

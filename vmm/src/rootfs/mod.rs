@@ -4,6 +4,7 @@
 //! it once. Directories become EROFS images in the cache directory, named by their content.
 
 mod builtin;
+mod mode;
 mod pack;
 mod probe;
 mod tree;
@@ -20,6 +21,7 @@ use crate::disk::{open_regular, special};
 
 pub use builtin::builtin;
 pub use casita_agent::spec::FsType;
+pub use mode::{Circumstances, RootDevice, RootfsMode};
 pub use probe::Problem;
 
 /// An image that a machine can have as its root.
@@ -33,6 +35,8 @@ pub struct RootImage {
     pub fs: FsType,
     /// Its length in bytes.
     pub len: u64,
+    /// Whether a guest that has the image as memory can use its files where they are.
+    pub in_place: bool,
 }
 
 /// Why there is no root image.
@@ -179,6 +183,7 @@ fn open_image(path: &Path) -> Result<RootImage, RootfsError> {
         path: path.to_owned(),
         fs,
         len: found.len(),
+        in_place: fs == FsType::Erofs && probe::is_in_place(&head, found.len()),
     })
 }
 

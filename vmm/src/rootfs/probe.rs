@@ -13,6 +13,11 @@ pub(super) const HEAD_LEN: usize = 34 << 10;
 const EROFS_SUPER: usize = 1024;
 const EROFS_MAGIC: u32 = 0xE0F5_E1E2;
 const EROFS_INCOMPAT_DEVICE_TABLE: u32 = 0x8;
+/// What casita's own images have and others mostly do not: blocks as large as pages, no feature
+/// (compression, chunks, fragments) that puts files' data elsewhere than plainly into blocks, and a
+/// length of whole 2 MiB.
+const EROFS_PAGE_BITS: u8 = 12;
+const EROFS_PADDING: u64 = 2 << 20;
 /// ext4's superblock, see [`Superblock`].
 const EXT4_SUPER: usize = 1024;
 /// ISO 9660 (ECMA-119, 8.4): the primary volume descriptor, in sector 16.
@@ -162,6 +167,13 @@ fn erofs(head: &[u8]) -> Result<Option<u64>, Problem> {
         return wrong("refers to further devices");
     }
     Ok(Some(u64::from(blocks) << bits))
+}
+
+/// Whether the files of an EROFS image of `len` bytes lie in it as they are in memory.
+pub(super) fn is_in_place(head: &[u8], len: u64) -> bool {
+    bytes(head, EROFS_SUPER + 12) == Some([EROFS_PAGE_BITS])
+        && le32(head, EROFS_SUPER + 80) == Some(0)
+        && len.is_multiple_of(EROFS_PADDING)
 }
 
 /// Squashfs 4.0: `struct squashfs_super_block` in the kernel's fs/squashfs/squashfs_fs.h.

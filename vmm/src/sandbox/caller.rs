@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::channel::{self, Kind, Report};
 use super::error::SandboxError;
 use super::inputs::Inputs;
-use super::request::SandboxRequest;
+use super::request::{RequestError, SandboxRequest};
 use super::result::{Output, SandboxResult, VERSION};
 use super::taken::Taken;
 use super::vm::PATIENCE_TAKE;
@@ -53,9 +53,12 @@ pub(super) fn run(
         .spawn(move || {
             let sent = channel::send_json(&mut &to, Kind::Order, &order);
             let result = match sent {
+                Ok(()) => inputs.send(&to),
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                    Err(RequestError::Long.into())
+                }
                 // It has ended, and has said why or is told of as lost.
                 Err(_) => Ok(()),
-                Ok(()) => inputs.send(&to),
             };
             if result.is_err() {
                 // Half of the files are of no use: it ends.

@@ -8,6 +8,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
+use casita_net::EgressPolicy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +87,7 @@ pub(super) struct Order {
     pub archives: Vec<String>,
     pub take: Vec<String>,
     pub limits: Limits,
+    pub egress: EgressPolicy,
     pub cpus: u8,
     pub kernel: Option<std::path::PathBuf>,
     pub check_kvm: bool,

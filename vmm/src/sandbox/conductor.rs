@@ -20,6 +20,14 @@ use crate::link::{AgentLink, Process, StartError, Streams};
 const MAX_COMPLAINT: u64 = 4 << 10;
 /// What the archives of all files that are taken may have beside the files' content, in bytes.
 const MAX_HEADERS: u64 = 32 << 20;
+/// The longest path in it.
+const MAX_PATH: usize = 4096;
+/// The most that is told of what was not taken, in bytes: in JSON it is up to six times as long.
+const MAX_LEFT_OUT: usize = 1 << 20;
+/// What each takes beside its path and the reason.
+const LEFT_OUT_COST: usize = 32;
+/// Why most of it is not taken.
+const MISSING: &str = "it does not exist";
 /// The most that a list of paths takes, in bytes.
 const MAX_LIST: u64 = 17 << 20;
 
@@ -212,30 +220,26 @@ impl Conductor {
 
     /// Sends the archives of what is to be taken out. What could not be.
     fn take(&self) -> Vec<NotTaken> {
-        let mut not_taken = Vec::new();
+        let mut left_out = LeftOut::default();
         let mut left = self.order.limits.take + MAX_HEADERS;
         for wanted in &self.order.take {
-            let missing = || NotTaken {
-                path: wanted.clone(),
-                why: "it does not exist".to_owned(),
-            };
             let paths = if is_pattern(wanted.as_bytes()) {
                 self.find(wanted)
             } else {
                 vec![wanted.clone()]
             };
             if paths.is_empty() {
-                not_taken.push(missing());
+                left_out.add(wanted, MISSING);
             }
             for path in paths {
                 match self.take_one(&path, &mut left) {
                     Ok(true) => {}
-                    Ok(false) => not_taken.push(missing()),
-                    Err(why) => not_taken.push(NotTaken { path, why }),
+                    Ok(false) => left_out.add(&path, MISSING),
+                    Err(why) => left_out.add(&path, &why),
                 }
             }
         }
-        not_taken
+        left_out.all
     }
 
     /// The paths that a pattern leads to.
@@ -253,7 +257,7 @@ impl Conductor {
         }
         let paths = list
             .split(|byte| *byte == 0)
-            .filter(|path| path.starts_with(b"/"));
+            .filter(|path| path.starts_with(b"/") && path.len() <= MAX_PATH);
         let paths = paths.map(|path| String::from_utf8_lossy(path).into_owned());
         paths.take(MAX_FOUND).collect()
     }
@@ -304,6 +308,25 @@ impl Conductor {
     }
 }
 
+/// What was not taken, as far as there is room to tell of it.
+#[derive(Default)]
+struct LeftOut {
+    all: Vec<NotTaken>,
+    bytes: usize,
+}
+
+impl LeftOut {
+    fn add(&mut self, path: &str, why: &str) {
+        self.bytes += path.len() + why.len() + LEFT_OUT_COST;
+        if self.bytes <= MAX_LEFT_OUT {
+            self.all.push(NotTaken {
+                path: path.to_owned(),
+                why: why.to_owned(),
+            });
+        }
+    }
+}
+
 /// A process of the agent's own, in `directory`, which is made if it is missing.
 fn own_process(program: Program, directory: &str) -> ProcessSpec {
     ProcessSpec {
@@ -348,4 +371,40 @@ fn complaint(process: &Process) -> String {
     let said = String::from_utf8_lossy(&said);
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     last.unwrap_or_default().replace(char::is_control, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::channel::MAX_FRAME;
+
+    #[test]
+    fn what_was_not_taken_fits_a_report_whatever_its_name() {
+        let mut left_out = LeftOut::default();
+        for _ in 0..5000 {
+            left_out.add(&"\u{1}".repeat(MAX_PATH), MISSING);
+        }
+        assert!(left_out.all.len() > 100);
+        let json = serde_json::to_vec(&left_out.all).unwrap();
+        assert!(json.len() < MAX_FRAME, "{}", json.len());
+    }
+
+    #[test]
+    fn an_input_is_read_to_its_end_though_nobody_takes_it() {
+        let (mut from, to) = UnixStream::pair().unwrap();
+        let (stdin, guest) = UnixStream::pair().unwrap();
+        drop(guest);
+        let sender = thread::spawn(move || {
+            for _ in 0..20 {
+                channel::send(&mut &to, Kind::Data, &vec![0; PART]).unwrap();
+            }
+            channel::send(&mut &to, Kind::End, &[]).unwrap();
+            channel::send(&mut &to, Kind::Stdout, &[]).unwrap();
+        });
+        carry_in(&mut from, Some(&stdin)).unwrap();
+        // What comes next is not an input's, and then there is nothing.
+        carry_in(&mut from, None).unwrap_err();
+        carry_in(&mut from, None).unwrap_err();
+        sender.join().unwrap();
+    }
 }

@@ -131,6 +131,7 @@ impl Inputs {
             archives: directories.collect(),
             take: request.take.clone(),
             limits: request.limits,
+            egress: request.egress.clone(),
             cpus: request.cpus,
             kernel: request.kernel.clone(),
             check_kvm,

@@ -55,7 +55,7 @@
 //! whole VM, which is as large as the limits made it. Give it a `user` to keep it from that. What a
 //! guest says of itself is in [`Usage::guest`]; the rest of a result is the host's own account.
 //!
-//! There is no network in a run.
+//! A run reaches nothing beyond its VM, unless [`SandboxRequest::egress`] says otherwise.
 
 mod bytes;
 mod caller;
@@ -75,7 +75,9 @@ mod watch;
 use std::env;
 use std::path::{Path, PathBuf};
 
+pub use crate::images::PullPolicy;
 pub use bytes::Bytes;
+pub use casita_net::EgressPolicy;
 pub use error::SandboxError;
 pub use limits::{LimitError, Limits};
 pub use request::{Content, ImageSource, MAX_REQUEST, PutFile, RequestError, SandboxRequest};

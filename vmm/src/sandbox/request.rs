@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use casita_net::EgressPolicy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -71,6 +72,9 @@ pub struct SandboxRequest {
     pub take: Vec<String>,
     /// What it may use.
     pub limits: Limits,
+    /// What it may reach: `none` if nothing is said, which leaves it without a network device; else
+    /// `all`, or a list as `--egress` has it, through passt. Nothing reaches the run.
+    pub egress: EgressPolicy,
     /// Processors: 1 if nothing is said.
     pub cpus: u8,
     /// Another guest kernel.
@@ -90,6 +94,7 @@ impl Default for SandboxRequest {
             put: Vec::new(),
             take: Vec::new(),
             limits: Limits::default(),
+            egress: EgressPolicy::None,
             cpus: 1,
             kernel: None,
         }

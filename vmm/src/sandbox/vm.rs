@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use casita_agent::wire::{Exit, GroupLimits};
 use casita_devices::virtio::block::Traffic;
+use casita_net::EgressPolicy;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::stdio::dup2_stdin;
@@ -34,6 +35,7 @@ use crate::monitor::ConsoleLog;
 use crate::net::Identity;
 use crate::net::spec::{NetMode, NetSpec};
 use crate::stats::RunStats;
+use crate::vms::Id;
 
 /// How long a guest may take to boot and to get its files.
 pub(super) const PATIENCE_PREPARE: Duration = Duration::from_mins(5);
@@ -117,15 +119,13 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
         kernel: order.kernel.clone(),
         disk: Some(DiskSpec::Temporary { size: limits.disk }),
         memory: Some(vm_memory(limits.memory)?),
+        net: Some(network(&order.egress)),
+        egress: (order.egress != EgressPolicy::None).then(|| order.egress.clone()),
         cpus: Some(order.cpus),
         command: order.command.clone(),
         env: order.env.clone(),
         workdir: order.workdir.clone(),
         user: order.user.clone(),
-        net: Some(NetSpec {
-            mode: NetMode::None,
-            ..NetSpec::default()
-        }),
         ..MachineConfig::default()
     };
     Ok(match &order.image {
@@ -142,6 +142,17 @@ fn machine_of(order: &Order, dirs: &Dirs) -> Result<MachineConfig, CliError> {
             }
         }
     })
+}
+
+/// Who may reach nothing needs no device to be kept from it.
+fn network(egress: &EgressPolicy) -> NetSpec {
+    NetSpec {
+        mode: match egress {
+            EgressPolicy::None => NetMode::None,
+            _ => NetMode::User,
+        },
+        ..NetSpec::default()
+    }
 }
 
 /// The VM's memory, when its command may have `memory` bytes.
@@ -179,8 +190,11 @@ fn run(
             on_agent: Box::new(on_agent),
             sender: sender.clone(),
             events: receiver,
+            identity: Identity {
+                id: Id::random()?.to_string(),
+                ..Identity::default()
+            },
             check_kvm: order.check_kvm,
-            identity: Identity::default(),
             stats: RunStats::default(),
         },
     )?;

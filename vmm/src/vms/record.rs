@@ -120,7 +120,7 @@ pub struct State {
     /// How often it was started again by its restart policy.
     pub restarts: u32,
     /// Its network, as it was made the last time.
-    pub network: Option<NetworkState>,
+    pub network: Option<Box<NetworkState>>,
     /// The host's boot in which this was written: `pid` means nothing in another.
     pub boot_id: String,
 }

@@ -12,6 +12,7 @@ use crate::layout::{GuestRange, HIMEM_START, MemoryLayout};
 use crate::plan::{Piece, PlanFile};
 use headers::{SegmentHeader, require};
 use linux_loader::loader::bootparam::setup_header;
+use note::Notes;
 
 pub use error::ElfError;
 
@@ -22,6 +23,8 @@ const SEGMENT_LOAD: u32 = 1;
 const SEGMENT_INTERPRETER: u32 = 3;
 const SEGMENT_NOTE: u32 = 4;
 const SEGMENT_THREAD_LOCAL: u32 = 7;
+/// Flag of a segment that the program writes to.
+const WRITABLE: u32 = 2;
 
 /// `HdrS`, which tells Linux that the zero page's setup header is filled in.
 const SETUP_HEADER_MAGIC: u32 = 0x5372_6448;
@@ -35,14 +38,15 @@ struct Segment {
     memory: GuestRange,
     file_offset: u64,
     file_size: u64,
+    writable: bool,
 }
 
 /// Reads an ELF kernel's headers.
 pub(super) fn load(reader: &Reader<'_>, memory: MemoryLayout) -> Result<Kernel, KernelError> {
     let header = headers::file_header(reader)?;
     let headers = headers::segment_headers(reader, &header)?;
-    let pvh_entry = pvh_entry(reader, &headers)?;
-    if is_program(&headers, pvh_entry.is_some()) {
+    let notes = notes(reader, &headers)?;
+    if is_program(&headers, notes.pvh_entry.is_some()) {
         let found = "a program for user space";
         return Err(KernelError::Foreign { found });
     }
@@ -61,11 +65,13 @@ pub(super) fn load(reader: &Reader<'_>, memory: MemoryLayout) -> Result<Kernel, 
         return Err(ElfError::NoSegments.into());
     };
 
-    let entry = match pvh_entry {
-        Some(entry) => KernelEntry::Pvh {
+    let entry = match notes.pvh_entry {
+        // By PVH Linux starts in 32-bit mode, and asks CPUID 256 times whether this is Xen, each time
+        // an exit. Its own 64-bit entry does neither.
+        Some(entry) if !notes.linux => KernelEntry::Pvh {
             entry: check_entry(entry, &segments)?,
         },
-        None => KernelEntry::Linux64 {
+        _ => KernelEntry::Linux64 {
             entry: check_entry(header.entry, &segments)?,
             header: minimal_setup_header(),
         },
@@ -74,6 +80,7 @@ pub(super) fn load(reader: &Reader<'_>, memory: MemoryLayout) -> Result<Kernel, 
         occupied: GuestRange::from_bounds(first.memory.start, last.memory.end()),
         pieces: segments.iter().filter_map(Segment::piece).collect(),
         entry,
+        data: data(&segments),
         cmdline_max: cmdline::MAX_LEN,
         initrd_addr_max: DEFAULT_ADDR_MAX,
     })
@@ -128,6 +135,7 @@ fn check_segment(
         memory: range,
         file_offset: header.offset,
         file_size: header.file_size,
+        writable: header.flags & WRITABLE != 0,
     })
 }
 
@@ -162,6 +170,7 @@ impl Segment {
             guest_addr: self.memory.start,
             file_offset: self.file_offset,
             len: self.file_size,
+            written: self.writable,
         })
     }
 }
@@ -186,8 +195,19 @@ fn check_entry(entry: u64, segments: &[Segment]) -> Result<u64, ElfError> {
     }
 }
 
-/// PVH's entry point, from the first segment of notes that has it.
-fn pvh_entry(reader: &Reader<'_>, headers: &[SegmentHeader]) -> Result<Option<u64>, KernelError> {
+/// What the kernel writes to as soon as it runs: from its first writable segment to the end of the
+/// last, if there is nothing else in between.
+fn data(segments: &[Segment]) -> Option<GuestRange> {
+    let first = segments.iter().position(|segment| segment.writable)?;
+    let data = segments.get(first..).unwrap_or_default();
+    let (start, end) = (data.first()?.memory.start, data.last()?.memory.end());
+    let all = data.iter().all(|segment| segment.writable);
+    all.then_some(GuestRange::from_bounds(start, end))
+}
+
+/// What all segments of notes tell.
+fn notes(reader: &Reader<'_>, headers: &[SegmentHeader]) -> Result<Notes, KernelError> {
+    let mut all = Notes::default();
     for header in headers.iter().filter(|h| h.kind == SEGMENT_NOTE) {
         require(reader, "notes", header.offset, header.file_size)?;
         let len = header.file_size;
@@ -197,12 +217,11 @@ fn pvh_entry(reader: &Reader<'_>, headers: &[SegmentHeader]) -> Result<Option<u6
         }
         let align = if header.align == 8 { 8 } else { 4 };
         let notes = reader.bytes(header.offset, len as usize)?;
-        let entry = note::pvh_entry(&notes, align).map_err(ElfError::from)?;
-        if entry.is_some() {
-            return Ok(entry);
-        }
+        let found = note::read(&notes, align).map_err(ElfError::from)?;
+        all.pvh_entry = all.pvh_entry.or(found.pvh_entry);
+        all.linux |= found.linux;
     }
-    Ok(None)
+    Ok(all)
 }
 
 /// What a loader that skips the decompressor fills in.

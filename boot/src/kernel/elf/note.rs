@@ -1,9 +1,11 @@
-//! Finding PVH's entry point among an ELF file's notes.
+//! What an ELF file's notes tell of a kernel: whose it is, and PVH's entry point.
 
 use thiserror::Error;
 
 /// Name of Xen's notes, with the terminating zero that is part of it.
 const XEN_NAME: &[u8] = b"Xen\0";
+/// Name of Linux's own notes.
+const LINUX_NAME: &[u8] = b"Linux\0";
 /// Type of the note that holds the 32-bit entry point (Xen's `public/elfnote.h`).
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// Size of a note's header: sizes of name and descriptor, type.
@@ -18,20 +20,30 @@ pub(super) enum NoteError {
     EntrySize { len: usize },
 }
 
-/// The entry point in a segment of notes that are aligned to `align` bytes (4 or 8), or `None` if
-/// there is no such note.
-pub(super) fn pvh_entry(notes: &[u8], align: usize) -> Result<Option<u64>, NoteError> {
+/// What is of interest in the notes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Notes {
+    /// PVH's 32-bit entry point.
+    pub pvh_entry: Option<u64>,
+    /// The kernel is Linux.
+    pub linux: bool,
+}
+
+/// Reads a segment of notes that are aligned to `align` bytes (4 or 8). The first entry point counts.
+pub(super) fn read(notes: &[u8], align: usize) -> Result<Notes, NoteError> {
+    let mut found = Notes::default();
     let mut offset = 0_usize;
     // Anything shorter than a header is padding.
     while let Some(header) = notes.get(offset..offset.saturating_add(HEADER_LEN)) {
         let (name, desc, next) =
             fields(notes, offset, header, align).ok_or(NoteError::Truncated { offset })?;
         if name == XEN_NAME && word(header, 8) == Some(XEN_ELFNOTE_PHYS32_ENTRY) {
-            return entry_value(desc).map(Some);
+            found.pvh_entry = found.pvh_entry.or(Some(entry_value(desc)?));
         }
+        found.linux |= name == LINUX_NAME;
         offset = next;
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Name and descriptor of the note at `offset`, and where the next one starts; `None` if it does
@@ -72,6 +84,10 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
+    fn pvh_entry(notes: &[u8], align: usize) -> Result<Option<u64>, NoteError> {
+        read(notes, align).map(|found| found.pvh_entry)
+    }
+
     fn note(name: &[u8], kind: u32, desc: &[u8], align: usize) -> Vec<u8> {
         let mut note = Vec::new();
         note.extend_from_slice(&(name.len() as u32).to_le_bytes());
@@ -101,6 +117,15 @@ mod tests {
         assert_eq!(pvh_entry(&[], 4), Ok(None));
         assert_eq!(pvh_entry(&note(b"Xen", 18, &[0; 4], 4), 4), Ok(None));
         assert_eq!(pvh_entry(&[0xff; HEADER_LEN - 1], 4), Ok(None));
+    }
+
+    #[test]
+    fn linux_is_known_by_its_name() {
+        let mut notes = note(b"Xen\0", 18, &[0; 4], 4);
+        assert!(!read(&notes, 4).unwrap().linux);
+        notes.extend(note(b"Linux\0", 0x101, &[0; 4], 4));
+        assert!(read(&notes, 4).unwrap().linux);
+        assert_eq!(pvh_entry(&notes, 4), Ok(Some(0)));
     }
 
     #[test]

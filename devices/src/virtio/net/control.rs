@@ -102,7 +102,7 @@ impl Handler for ControlQueue {
 /// A command, copied once.
 struct Command<'c> {
     class: u8,
-    command: u8,
+    what: u8,
     chain: &'c Chain,
     memory: &'c GuestMemoryMmap,
 }
@@ -111,10 +111,10 @@ impl<'c> Command<'c> {
     fn read(chain: &'c Chain, memory: &'c GuestMemoryMmap) -> Result<Self, Refused> {
         let mut start = [0; COMMAND_LEN as usize];
         chain.read_exact(memory, 0, &mut start)?;
-        let [class, command] = start;
+        let [class, what] = start;
         Ok(Self {
             class,
-            command,
+            what,
             chain,
             memory,
         })
@@ -136,7 +136,7 @@ impl<'c> Command<'c> {
 
     fn run(&self, shared: &Shared, pairs: u16) -> Result<(), Refused> {
         let has = |feature| shared.features & feature != 0;
-        match (self.class, self.command) {
+        match (self.class, self.what) {
             (ctrl::RX, command @ (ctrl::RX_PROMISC | ctrl::RX_ALLMULTI)) if has(F_CTRL_RX) => {
                 self.receive_mode(shared, command)
             }

@@ -182,7 +182,7 @@ impl Net {
         backends: Vec<Box<dyn Backend>>,
     ) -> Result<Self, NetError> {
         check_config(name, config, backends.len())?;
-        let abilities = common(backends.iter().map(|backend| backend.abilities()));
+        let abilities = common(backends.iter().map(Backend::abilities));
         Ok(Self::with_ends(
             name,
             config,

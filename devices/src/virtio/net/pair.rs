@@ -12,6 +12,7 @@ use super::rx::{self, Receiver};
 use super::shared::Shared;
 use super::tx::{self, Transmitter};
 use crate::event_loop::{Control, Handler, Interest, Source};
+use crate::token_bucket::Throttle;
 use crate::virtio::device::WithCauses;
 use crate::virtio::queue::{QueueError, QueueState};
 
@@ -40,10 +41,17 @@ pub(super) struct Pair {
     /// The offloads that the back end was told.
     to_guest: Offloads,
     active: bool,
+    state: State,
+}
+
+/// How far a pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Serving,
     /// The back end has closed. What the driver sends is lost, as always while the link is down.
-    closed: bool,
+    Closed,
     /// A queue is broken: nothing more is done.
-    ended: bool,
+    Ended,
 }
 
 /// What is left of a pair that was stopped.
@@ -73,8 +81,7 @@ impl Pair {
             wanted: Wanted::default(),
             watched: None,
             side_watched: false,
-            closed: false,
-            ended: false,
+            state: State::Serving,
         }
     }
 
@@ -112,7 +119,7 @@ impl Pair {
 
     /// What has changed elsewhere.
     fn look(&mut self) -> io::Result<()> {
-        if self.closed {
+        if self.state == State::Closed {
             return Ok(());
         }
         let to_guest = self.shared.to_guest();
@@ -135,7 +142,7 @@ impl Pair {
         }
         // A kick of the transmit queue says nothing of frames that wait.
         let may_receive = !matches!(token, TX_KICK | TX_TIMER);
-        if may_receive || (!self.closed && self.backend.has_waiting()) {
+        if may_receive || (self.state == State::Serving && self.backend.has_waiting()) {
             wanted.read = self.receive()?;
         }
         Ok(wanted)
@@ -152,7 +159,7 @@ impl Pair {
                 tx::Paused::Full => return Ok(true),
                 tx::Paused::Budget => signal(&tx.started.kick),
                 tx::Paused::Closed => {
-                    self.closed = true;
+                    self.state = State::Closed;
                     // What is still in the queue is lost, and not kept back.
                     signal(&tx.started.kick);
                 }
@@ -163,7 +170,7 @@ impl Pair {
 
     /// True if the back end still has something to send.
     fn flush(&mut self) -> bool {
-        if self.closed {
+        if self.state == State::Closed {
             return false;
         }
         match self.backend.flush() {
@@ -192,7 +199,7 @@ impl Pair {
                 Ok(true)
             }
             rx::Paused::Closed => {
-                self.closed = true;
+                self.state = State::Closed;
                 Ok(false)
             }
         }
@@ -200,7 +207,7 @@ impl Pair {
 
     fn close(&mut self, error: &io::Error) {
         self.shared.closed(error);
-        self.closed = true;
+        self.state = State::Closed;
     }
 
     /// Its other end has gone while nothing is wanted of the back end. What it still has is for nobody.
@@ -221,7 +228,7 @@ impl Pair {
     fn watch(&mut self, control: &mut Control<'_>) {
         let wanted = self.wanted;
         let interest = match (wanted.read, wanted.write) {
-            _ if self.ended || self.closed => None,
+            _ if self.state != State::Serving => None,
             (true, true) => Some(Interest::READ | Interest::WRITE),
             (true, false) => Some(Interest::READ),
             (false, true) => Some(Interest::WRITE),
@@ -265,7 +272,7 @@ impl Pair {
 
     /// Nothing more is done until the driver resets.
     fn fail(&mut self, why: &dyn std::fmt::Display) {
-        self.ended = true;
+        self.state = State::Ended;
         self.shared.notifier.needs_reset(why);
     }
 
@@ -276,8 +283,8 @@ impl Pair {
         match token {
             RX_KICK => drop(rx.map(|rx| rx.started.kick.read())),
             TX_KICK => drop(tx.map(|tx| tx.started.kick.read())),
-            RX_TIMER => drop(rx.and_then(|rx| rx.throttle.as_mut().map(|t| t.expired()))),
-            TX_TIMER => drop(tx.and_then(|tx| tx.throttle.as_mut().map(|t| t.expired()))),
+            RX_TIMER => drop(rx.and_then(|rx| rx.throttle.as_mut().map(Throttle::expired))),
+            TX_TIMER => drop(tx.and_then(|tx| tx.throttle.as_mut().map(Throttle::expired))),
             POKE => drop(self.poke.read()),
             _ => {}
         }
@@ -307,7 +314,7 @@ impl Handler for Pair {
             interest: Interest::READ,
         };
         let mut sources = vec![source(self.poke.as_raw_fd(), POKE)];
-        let timers = |throttle: &Option<crate::token_bucket::Throttle>, token| {
+        let timers = |throttle: &Option<Throttle>, token| {
             throttle.as_ref().map(|t| source(t.as_raw_fd(), token))
         };
         if let Some(rx) = &self.rx {
@@ -323,7 +330,7 @@ impl Handler for Pair {
 
     fn ready(&mut self, token: u32, control: &mut Control<'_>) {
         self.acknowledge(token);
-        if self.ended {
+        if self.state == State::Ended {
             return;
         }
         if token == POKE

@@ -204,7 +204,7 @@ impl Receiver {
         second.copy_from_slice(&*self.head);
         let used = start.len().min(whole as usize);
         self.row.write(start.get(..used).unwrap_or_default());
-        let mut left = whole;
+        let (mut left, mut emptied) = (whole, 0);
         for _ in 0..count {
             let Some((chain, pieces)) = self.held.pop_front() else {
                 break;
@@ -213,9 +213,10 @@ impl Receiver {
             let filled = left.min(u64::from(room));
             left -= filled;
             self.held_len -= u64::from(room);
-            self.row.drop_first(pieces);
+            emptied += pieces;
             self.started.queue.complete(chain, filled as u32)?;
         }
+        self.row.drop_first(emptied);
         Ok(())
     }
 

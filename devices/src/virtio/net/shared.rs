@@ -130,8 +130,8 @@ pub(super) fn hash_bit(address: [u8; 6]) -> u64 {
 }
 
 fn number(address: [u8; 6]) -> u64 {
-    let [a, b, c, d, e, f] = address;
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    let bytes = address.iter();
+    bytes.fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// All of it.

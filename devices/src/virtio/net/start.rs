@@ -42,7 +42,7 @@ pub(super) struct Running {
     /// Queues of which nothing has become: pairs that have no worker.
     idle: Vec<(u16, QueueState)>,
     /// The pairs' own threads, if they have some; they end after the registrations.
-    _threads: Vec<EventLoop>,
+    threads: Vec<EventLoop>,
 }
 
 /// All that starts a pair.
@@ -86,7 +86,7 @@ impl Net {
             lenders: Vec::new(),
             control: None,
             idle: Vec::new(),
-            _threads: Vec::new(),
+            threads: Vec::new(),
         };
         let started = self.start_all(pairs, queues, &parts, &mut running);
         if let Err(error) = started {
@@ -225,7 +225,7 @@ impl Net {
         let thread = EventLoop::spawn(&name, move |message| panic_relay::relay(message, &shared));
         let thread = thread.map_err(self.not_added())?;
         let events = thread.handle();
-        running._threads.push(thread);
+        running.threads.push(thread);
         Ok(events)
     }
 
@@ -319,6 +319,7 @@ impl Net {
             states.extend(stopped.states);
             self.keep(stopped.backend, stopped.index);
         }
+        drop(running.threads);
         for lender in lenders {
             let returned = lender.stop();
             states.extend(returned.states);

@@ -103,7 +103,7 @@ impl Tap {
             let name = name.to_owned();
             move |source| TapError::Refused { name, what, source }
         };
-        let mut size = HEADER_LEN as libc::c_int;
+        let mut size: libc::c_int = HEADER_LEN.cast_signed();
         ioctl_pointer(&file, TUNSETVNETHDRSZ, &mut size)
             .map_err(refused("the length of its header", &name))?;
         let mut little_endian: libc::c_int = 1;

@@ -11,9 +11,6 @@ use libc::iovec;
 
 use super::backend::{Frame, Landing};
 
-/// The most pieces that the kernel takes in one call (`IOV_MAX`).
-const MAX_PIECES: usize = libc::UIO_MAXIOV as usize;
-
 /// What kind of descriptor it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -46,14 +43,14 @@ impl Vector {
         self.0.clear();
         self.0.extend([readable(header), readable(frame.head)]);
         frame.rest.append_to(&mut self.0);
-        self.check()?;
+        let count = self.count()?;
         let fd = fd.as_raw_fd();
         let written = match kind {
             Kind::Device => retry(|| {
                 // SAFETY: the pieces are borrowed during the call: by `header`, and by `frame`, which
                 // borrows guest memory. The kernel only reads them, and copes with a guest that changes
                 // them meanwhile.
-                unsafe { libc::writev(fd, self.0.as_ptr(), self.0.len() as libc::c_int) }
+                unsafe { libc::writev(fd, self.0.as_ptr(), count) }
             }),
             Kind::Socket => {
                 let message = message(&mut self.0);
@@ -83,19 +80,21 @@ impl Vector {
         if !header.is_empty() {
             self.0.push(writable(header));
         }
-        let start = self.0.len();
+        let (start, capacity) = (self.0.len(), landing.capacity());
         let (head, rest) = landing.parts();
         self.0.push(writable(head));
         rest.append_to(&mut self.0);
-        self.cut(start, from, limit);
+        if from > 0 || limit < capacity {
+            self.cut(start, from, limit);
+        }
         self.0.push(writable(spare));
-        self.check()?;
+        let count = self.count()?;
         let fd = fd.as_raw_fd();
         let read = match kind {
             Kind::Device => retry(|| {
                 // SAFETY: the pieces are borrowed during the call: by `header` and `spare`, and by
                 // `landing`, which borrows guest memory, of which nobody has references.
-                unsafe { libc::readv(fd, self.0.as_ptr(), self.0.len() as libc::c_int) }
+                unsafe { libc::readv(fd, self.0.as_ptr(), count) }
             }),
             Kind::Socket => {
                 let mut message = message(&mut self.0);
@@ -135,11 +134,11 @@ impl Vector {
     }
 
     /// A frame in more pieces than the kernel takes would be cut short.
-    fn check(&self) -> io::Result<()> {
-        if self.0.len() > MAX_PIECES {
-            return Err(io::ErrorKind::ArgumentListTooLong.into());
+    fn count(&self) -> io::Result<libc::c_int> {
+        match libc::c_int::try_from(self.0.len()) {
+            Ok(count) if count <= libc::UIO_MAXIOV => Ok(count),
+            _ => Err(io::ErrorKind::ArgumentListTooLong.into()),
         }
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
+use crate::virtio::memory::is_writable;
 use crate::virtio::spec::{self, DESCRIPTOR_SIZE};
 use crate::virtio::walk::ChainFault;
 
@@ -87,7 +88,9 @@ impl QueueState {
             if !addr.is_multiple_of(align) {
                 return Err(QueueError::Misaligned { area, addr, align });
             }
-            if !memory.check_range(GuestAddress(addr), len as usize) {
+            // Drivers write to all three, and devices to one: none lies in read-only memory.
+            let inside = memory.check_range(GuestAddress(addr), len as usize);
+            if !inside || !is_writable(memory, GuestAddress(addr), len) {
                 return Err(QueueError::NotInRam { area, addr, len });
             }
         }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use casita::sandbox::{Content, ImageSource, Sandbox, SandboxError, SandboxRequest, SandboxResult};
+use casita::sandbox::{
+    Content, EgressPolicy, ImageSource, PullPolicy, Sandbox, SandboxError, SandboxRequest,
+    SandboxResult,
+};
 use casita_examples::pool::Pool;
 use clap::Parser;
 use http_body_util::{BodyExt, Full, Limited};
@@ -211,7 +214,10 @@ async fn read(request: Request<Incoming>) -> Result<SandboxRequest, Refusal> {
         Ok(Ok(body)) => body.to_bytes(),
     };
     let bad = |why: String| (StatusCode::BAD_REQUEST, why);
-    let request = SandboxRequest::from_json(&body).map_err(|error| bad(error.to_string()))?;
+    let request = SandboxRequest::from_json(&body);
+    let mut request = request.map_err(|error| bad(error.to_string()))?;
+    // Which images there are is not for clients to say.
+    request.pull = PullPolicy::Never;
     let mut contents = request
         .put
         .iter()
@@ -222,6 +228,9 @@ async fn read(request: Request<Incoming>) -> Result<SandboxRequest, Refusal> {
         || request.kernel.is_some();
     if names_files {
         return Err(bad("a request names no files of this host".to_owned()));
+    }
+    if request.egress != EgressPolicy::None {
+        return Err(bad("a run reaches nothing from here".to_owned()));
     }
     Ok(request)
 }

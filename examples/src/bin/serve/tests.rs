@@ -133,7 +133,7 @@ const RUN: &str = r#"{"command": ["a", "b"]}"#;
 
 #[test]
 fn a_run_is_answered_with_its_result_and_a_bad_request_with_why() {
-    let server = Server::start(1, 1, Duration::from_secs(60));
+    let server = Server::start(1, 1, Duration::from_mins(1));
     server.gate.open();
     let answer = server.ask("POST /run", RUN);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -149,6 +149,7 @@ fn a_run_is_answered_with_its_result_and_a_bad_request_with_why() {
         ),
         ("POST /run", r#"{"image": {"rootfs": "/"}}"#, 400),
         ("POST /run", r#"{"kernel": "/boot/vmlinuz"}"#, 400),
+        ("POST /run", r#"{"egress": "all"}"#, 400),
         ("POST /run", r#"{"command": ["refuse"]}"#, 422),
         ("GET /run", "", 405),
         ("GET /", "", 404),
@@ -164,7 +165,7 @@ fn a_run_is_answered_with_its_result_and_a_bad_request_with_why() {
 
 #[test]
 fn who_comes_when_the_queue_is_full_is_sent_away() {
-    let server = Server::start(1, 1, Duration::from_secs(600));
+    let server = Server::start(1, 1, Duration::from_mins(10));
     let first = server.send("POST /run", RUN);
     server.begun.recv().unwrap();
     let second = server.send("POST /run", RUN);
@@ -195,7 +196,7 @@ fn a_request_whose_time_is_over_is_not_started_and_one_that_is_has_the_rest() {
 
 #[test]
 fn a_client_that_leaves_keeps_its_worker_until_its_run_is_over() {
-    let server = Server::start(1, 0, Duration::from_secs(60));
+    let server = Server::start(1, 0, Duration::from_mins(1));
     drop(server.send("POST /run", RUN));
     server.begun.recv().unwrap();
     let other = server.ask("POST /run", RUN);
@@ -209,7 +210,7 @@ fn a_client_that_leaves_keeps_its_worker_until_its_run_is_over() {
 
 #[test]
 fn the_end_waits_for_what_has_begun_and_takes_nothing_more() {
-    let mut server = Server::start(1, 1, Duration::from_secs(600));
+    let mut server = Server::start(1, 1, Duration::from_mins(10));
     let first = server.send("POST /run", RUN);
     server.begun.recv().unwrap();
     server.stop();

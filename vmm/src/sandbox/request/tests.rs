@@ -35,11 +35,13 @@ prop_compose! {
         stdin in option::of(content()),
         put in vec(put(), 0..4),
         take in vec(path(), 0..4),
+        egress in prop_oneof![Just("none"), Just("all"), Just("10.0.0.0/8:80/tcp,example.org")],
         cpus in 1..=MAX_CPUS,
         output in 0..=Limits::MAX_DATA,
     ) -> SandboxRequest {
+        let egress = egress.parse().unwrap();
         let limits = Limits { output, ..Limits::default() };
-        SandboxRequest { image, command, env, workdir, user, stdin, put, take, limits, cpus, ..Default::default() }
+        SandboxRequest { image, command, env, workdir, user, stdin, put, take, limits, egress, cpus, ..Default::default() }
     }
 }
 
