@@ -237,7 +237,7 @@ pub fn name_of(rival: Rival) -> &'static str {
 
 fn notes(against: &[Rival]) -> Vec<String> {
     let mut notes = vec![
-        "Each program is started, makes its VM or container from the same root file system, runs the \
+        "Each program is started, makes its VM or container from the same root file system, without a network, runs the \
          command in it, cleans up and exits. The clock runs from right before posix_spawn to the \
          return of wait4. Runs take turns, each round begins with another; the first of each is not \
          counted. Intervals: 95 % percentile bootstrap."

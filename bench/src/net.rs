@@ -208,7 +208,7 @@ impl Bench<'_> {
                 (command, CONTAINER_END)
             }
             Who::Casita => {
-                let mut command = peers::casita(self.subjects, "256M")?;
+                let mut command = peers::casita_with_network(self.subjects, "256M")?;
                 command
                     .arg("--publish")
                     .arg(format!("{LOOPBACK}:{PORT}:{PORT}"));

@@ -43,8 +43,16 @@ fn program(subjects: &Subjects) -> Result<Command> {
     Ok(command)
 }
 
-/// `casita run` with one vCPU, of which nothing stays.
+/// `casita run` with one vCPU, of which nothing stays. It has no network, for its peers have none but
+/// their loopback devices either.
 pub fn casita(subjects: &Subjects, memory: &str) -> Result<Command> {
+    let mut command = casita_with_network(subjects, memory)?;
+    command.args(["--net", "none"]);
+    Ok(command)
+}
+
+/// The same with the network that it has unless another is asked for.
+pub fn casita_with_network(subjects: &Subjects, memory: &str) -> Result<Command> {
     let mut command = program(subjects)?;
     command
         .args(["run", "--rm"])

@@ -8,7 +8,7 @@ pub mod text;
 use std::fs::File;
 use std::io::{Write, stdout};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use casita::cli::bench::{BenchFormat, Printing};
 
 use crate::picture::{self, render};
@@ -98,13 +98,15 @@ fn json(records: &[Record]) -> Result<Vec<u8>> {
 /// # Errors
 /// If it is something else.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Record>> {
-    let value: serde_json::Value = serde_json::from_slice(bytes).context("this is no JSON")?;
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| anyhow!("this is no JSON: {error}"))?;
     let records = if value.is_array() {
         serde_json::from_value(value)
     } else {
         serde_json::from_value(value).map(|one| vec![one])
     };
-    records.context("this is no result of `casita bench --format json`")
+    // Whole, for people are told the last cause alone.
+    records.map_err(|error| anyhow!("this is no result of `casita bench --format json`: {error}"))
 }
 
 #[cfg(test)]

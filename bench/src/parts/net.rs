@@ -177,7 +177,7 @@ fn numbers<const N: usize>(line: &[u8]) -> Result<[f64; N]> {
 }
 
 fn casita(subjects: &Subjects, way: Way) -> Result<Command> {
-    let mut command = peers::casita(subjects, "256M")?;
+    let mut command = peers::casita_with_network(subjects, "256M")?;
     command.args(["--boot", "plain", "--cmdline", CMDLINE]);
     if way == Way::Passt {
         command.args(["--net", "user"]);

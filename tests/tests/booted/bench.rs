@@ -15,13 +15,17 @@ pub fn tests(suite: &mut Suite) {
         .clone()
         .or_else(|| machine::lacks("crun", "crun"))
         .or_else(|| machine::lacks("fsck.erofs", "erofs-utils"));
-    suite.test_if(crun.clone(), "a_race_of_two_runs_beside_crun", race);
+    suite.test_if(crun.clone(), "bench_races_two_runs_beside_crun", race);
     suite.test_if(
         crun.clone(),
-        "who_is_not_installed_is_named_and_left_out",
+        "bench_names_who_is_not_installed_and_leaves_it_out",
         missing,
     );
-    suite.test_if(crun, "ctrl_c_takes_all_of_a_crowd_away", interrupted);
+    suite.test_if(
+        crun,
+        "bench_takes_all_of_a_crowd_away_at_ctrl_c",
+        interrupted,
+    );
 }
 
 /// What `casita bench` keeps while it measures: nothing may be left of it.

@@ -52,28 +52,38 @@ fn by_name() -> Result<()> {
     let near = start(&["--network", "yard", "--egress", "none"], "sleep 10000")?;
     let far = start(&["--network", "other"], "sleep 10000")?;
     let alone = start(&["--net", "user"], "sleep 10000")?;
-    let ask = |name: &str| until(|| near.asks(&format!("wget -T 5 -q -O - http://{name}/")));
-    for name in ["web", "www", "web.yard"] {
-        ensure!(ask(name)? == "hello\n", "{name}");
-    }
-    near.asks("ping -4 -c 1 -W 5 web && ping -6 -c 1 -W 5 web")?;
-    // Much more than a socket's buffer, both ways.
-    web.asks("dd if=/dev/urandom of=/www/large bs=64k count=320 2>/dev/null; cd /www; md5sum large > sum")?;
-    near.asks("wget -q -O large http://web/large && wget -q -O - http://web/sum | md5sum -c")?;
     let network = &web.inspect()?["network"];
     ensure!(
         network["network"] == "yard" && network["names"][1] == "www",
         "{network}"
     );
-    let address = network["addresses"][0].as_str().context("no address")?;
-    let address = address.split('/').next().unwrap_or_default().to_owned();
-    for stranger in [&far, &alone] {
-        for target in [address.as_str(), "web"] {
-            let script =
-                format!("wget -T 2 -q -O - http://{target}/ 2>/dev/null || echo unreachable");
-            ensure!(stranger.asks(&script)? == "unreachable\n", "{target}");
+    let own = |index: usize| -> Result<String> {
+        let address = network["addresses"][index].as_str().context("no address")?;
+        Ok(address.split('/').next().unwrap_or_default().to_owned())
+    };
+    let (address, address6) = (own(0)?, own(1)?);
+    // A static busybox knows names by nslookup alone.
+    for name in ["web", "www", "web.yard"] {
+        for (kind, address) in [("a", &address), ("aaaa", &address6)] {
+            let text = near.asks(&format!("nslookup -type={kind} {name}"))?;
+            ensure!(text.contains(address.as_str()), "{name} {kind}: {text}");
         }
     }
+    for host in [address.clone(), format!("[{address6}]")] {
+        let get = || near.asks(&format!("wget -T 5 -q -O - http://{host}/"));
+        ensure!(until(get)? == "hello\n", "{host}");
+    }
+    // Much more than a socket's buffer, both ways.
+    web.asks("dd if=/dev/urandom of=/www/large bs=64k count=320 2>/dev/null; cd /www; md5sum large > sum")?;
+    near.asks(&format!(
+        "wget -q -O large http://{address}/large && wget -q -O - http://{address}/sum | md5sum -c"
+    ))?;
+    for stranger in [&far, &alone] {
+        let script = format!("wget -T 2 -q -O - http://{address}/ 2>/dev/null || echo unreachable");
+        ensure!(stranger.asks(&script)? == "unreachable\n");
+    }
+    let text = far.asks("nslookup web.yard 2>&1; true")?;
+    ensure!(!text.contains(&address), "{text}");
     let refused = place
         .casita(["network", "rm", "yard"])
         .finish()?
@@ -94,15 +104,22 @@ fn killed() -> Result<()> {
     let script = SERVE.replace("mkdir", "mkdir -p");
     let web = Vm::start(&place, &[&small[..], &["--name", "web"]].concat(), &script)?;
     let near = Vm::start(&place, &small, "sleep 10000")?;
-    let ask = || near.asks("wget -T 5 -q -O - http://web/");
-    ensure!(until(ask)? == "hello\n");
+    let address = web.inspect()?["network"]["addresses"][0].clone();
+    let address = address.as_str().and_then(|text| text.split('/').next());
+    let address = address.context("no address")?.to_owned();
+    let ask = || {
+        near.asks(&format!(
+            "nslookup web && wget -T 5 -q -O - http://{address}/"
+        ))
+    };
+    ensure!(until(ask)?.ends_with("hello\n"));
     let before = web.inspect()?["network"]["addresses"].clone();
     kill_process(Pid::from_raw(web.pid()?).context("no pid")?, Signal::KILL)?;
     web.ends_with(137)?;
-    let text = near.asks("wget -T 2 -q -O - http://web/ 2>/dev/null || echo gone")?;
-    ensure!(text == "gone\n", "{text}");
+    let text = near.asks("nslookup web.yard 2>&1; true")?;
+    ensure!(!text.contains(&address), "{text}");
     web.casita("start", &[]).finish()?.expect(0)?;
-    ensure!(until(ask)? == "hello\n");
+    ensure!(until(ask)?.ends_with("hello\n"));
     ensure!(
         web.inspect()?["network"]["addresses"] == before,
         "it has another address"

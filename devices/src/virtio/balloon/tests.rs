@@ -235,7 +235,8 @@ fn without_reporting_negotiated_its_queue_gives_nothing_back() {
 
 #[test]
 fn the_hosts_wish_is_none_and_the_drivers_account_is_kept() {
-    let bench = bench();
+    let mut bench = bench();
+    bench.driver.start(ALL);
     bench.driver.write_register(mmio::CONFIG + ACTUAL, 77);
     bench.driver.write_register(mmio::CONFIG, 5);
     let mut config = [0xff; 16];
