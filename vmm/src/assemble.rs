@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use casita_agent::spec::SpecError;
-use casita_boot::{BootError, CmdlineError, EntryState, LayoutError, MemoryLayout};
+use casita_boot::{BootError, CmdlineError, EntryState, GuestRange, LayoutError, MemoryLayout};
 use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError, on_thread_start};
 use casita_devices::serial::SerialError;
@@ -42,7 +42,7 @@ use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError, Sharing};
 use crate::net::{self, Identity, NetDevice, NetError, NetworkState};
-use crate::rootfs::{RootDevice, RootfsError};
+use crate::rootfs::{RootDevice, RootImage, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
@@ -207,14 +207,8 @@ pub fn assemble(
     } else {
         Sharing::Structural
     };
-    let (ram, image) = match (&files.root, files.root_device) {
-        (Some(root), RootDevice::Pmem) => {
-            let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
-            let (ram, range) = ram.with_image(&root.file, root.len)?;
-            (ram, Some(range))
-        }
-        _ => (GuestRam::new(layout, mounts.backing(), sharing)?, None),
-    };
+    let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
+    let (ram, image) = with_root_image(ram, files.root.as_ref(), files.root_device)?;
     let vm = Vm::new(&kvm, ram)?;
     stats.stage("vm-created", monotonic_ns());
 
@@ -224,13 +218,7 @@ pub fn assemble(
     let (serial, keyboard) = make_console(&vm, around.console, &around.sender)?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
-    match (files.root, image) {
-        (Some(_), Some(range)) => virtio.plug_in_image("root", range)?,
-        (Some(root), None) => {
-            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?
-        }
-        (None, _) => {}
-    }
+    plug_in_root(&mut virtio, files.root, image, config)?;
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
@@ -308,6 +296,37 @@ pub fn assemble(
         own_memory: OwnMemory::open(),
         stats,
     })
+}
+
+/// Guest memory with the root image in it, if that is to be there, and its place.
+fn with_root_image(
+    ram: GuestRam,
+    root: Option<&RootImage>,
+    device: RootDevice,
+) -> Result<(GuestRam, Option<GuestRange>), AssembleError> {
+    match (root, device) {
+        (Some(root), RootDevice::Pmem) => {
+            let (ram, range) = ram.with_image(&root.file, root.len)?;
+            Ok((ram, Some(range)))
+        }
+        _ => Ok((ram, None)),
+    }
+}
+
+/// The device of the guest's root file system, if it has one: its image in memory, or a disk.
+fn plug_in_root(
+    virtio: &mut VirtioBoard<'_>,
+    root: Option<RootImage>,
+    image: Option<GuestRange>,
+    config: &MachineConfig,
+) -> Result<(), AssembleError> {
+    match (root, image) {
+        (Some(_), Some(range)) => virtio.plug_in_image("root", range),
+        (Some(root), None) => {
+            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)
+        }
+        (None, _) => Ok(()),
+    }
 }
 
 /// The device of the guest's network, if it has one.

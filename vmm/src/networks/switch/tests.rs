@@ -93,6 +93,7 @@ impl Yard {
             id: id.to_owned(),
             names: vec![format!("vm-{id}"), format!("alias-{id}")],
             mac: format!("02:00:00:00:00:{last:02x}").parse().unwrap(),
+            process: std::process::id(),
         };
         self.networks.join(network, &join).unwrap()
     }
