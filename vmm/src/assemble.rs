@@ -51,6 +51,7 @@ use crate::volume::VolumeError;
 use crate::{doctor, guest, platform};
 use board::{VirtioBoard, make_console, make_ports, make_stamps};
 use boot::Boot;
+use casita_agent::wire::Key;
 use mounts::Mounts;
 
 /// Why a machine could not be made. Nothing of it is left.
@@ -191,7 +192,6 @@ pub fn assemble(
     let new_disk = files.disk.as_ref().map(NewFile::of);
     let key = link::new_key()?;
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
-    let boot_mode = config.boot.unwrap_or_default();
     let root_device = files.root.as_ref().map(|_| files.root_device);
     let kernel_ip = told.and_then(|network| network.kernel_ip.as_deref());
     let cmdline = guest::cmdline(config, root_device, kernel_ip)?;
@@ -229,17 +229,7 @@ pub fn assemble(
         let owner = Arc::new(vm.ram().clone());
         virtio.plug_in(Box::new(Balloon::new("balloon", owner)))?;
     }
-    let mut link = None;
-    if config.vsock.is_some() || boot_mode == BootMode::Agent {
-        let mut vsock = board::vsock_device(config.vsock.as_deref())?;
-        if let Some(ports) = around.ports {
-            vsock.reach_ports(ports);
-        }
-        if boot_mode == BootMode::Agent {
-            link = Some(AgentLink::listen(&vsock.handle(), key, around.on_agent)?);
-        }
-        virtio.plug_in(Box::new(vsock))?;
-    }
+    let link = plug_in_vsock(&mut virtio, config, key, (around.ports, around.on_agent))?;
     let VirtioBoard {
         mmio,
         slots,
@@ -327,6 +317,29 @@ fn plug_in_root(
         }
         (None, _) => Ok(()),
     }
+}
+
+/// The way for streams between guest and host, if either needs one, with the link to the guest's
+/// agent on it.
+fn plug_in_vsock(
+    virtio: &mut VirtioBoard<'_>,
+    config: &MachineConfig,
+    key: Key,
+    (ports, on_agent): (Option<Ports>, OnAgent),
+) -> Result<Option<AgentLink>, AssembleError> {
+    let agent = config.boot.unwrap_or_default() == BootMode::Agent;
+    if config.vsock.is_none() && !agent {
+        return Ok(None);
+    }
+    let mut vsock = board::vsock_device(config.vsock.as_deref())?;
+    if let Some(ports) = ports {
+        vsock.reach_ports(ports);
+    }
+    let link = agent
+        .then(|| AgentLink::listen(&vsock.handle(), key, on_agent))
+        .transpose()?;
+    virtio.plug_in(Box::new(vsock))?;
+    Ok(link)
 }
 
 /// The device of the guest's network, if it has one.
