@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use casita_agent::spec::SpecError;
-use casita_boot::{BootError, CmdlineError, EntryState, LayoutError, MemoryLayout};
+use casita_boot::{BootError, CmdlineError, EntryState, GuestRange, LayoutError, MemoryLayout};
 use casita_devices::bus::BusError;
 use casita_devices::event_loop::{EventLoop, EventLoopError, on_thread_start};
 use casita_devices::serial::SerialError;
@@ -42,7 +42,7 @@ use crate::link::{self, AgentLink, LinkError, LinkEvent};
 use crate::machine::{Devices, Event, EventSender, Machine};
 use crate::memory::{GuestRam, MemoryError, Sharing};
 use crate::net::{self, Identity, NetDevice, NetError, NetworkState};
-use crate::rootfs::{RootDevice, RootfsError};
+use crate::rootfs::{RootDevice, RootImage, RootfsError};
 use crate::share::ShareError;
 use crate::stats::RunStats;
 use crate::vcpu::{self, Buses};
@@ -51,6 +51,7 @@ use crate::volume::VolumeError;
 use crate::{doctor, guest, platform};
 use board::{VirtioBoard, make_console, make_ports, make_stamps};
 use boot::Boot;
+use casita_agent::wire::Key;
 use mounts::Mounts;
 
 /// Why a machine could not be made. Nothing of it is left.
@@ -191,7 +192,6 @@ pub fn assemble(
     let new_disk = files.disk.as_ref().map(NewFile::of);
     let key = link::new_key()?;
     let agent_initrd = files.agent_initrd(config, key, told.map(|network| &network.guest))?;
-    let boot_mode = config.boot.unwrap_or_default();
     let root_device = files.root.as_ref().map(|_| files.root_device);
     let kernel_ip = told.and_then(|network| network.kernel_ip.as_deref());
     let cmdline = guest::cmdline(config, root_device, kernel_ip)?;
@@ -207,14 +207,8 @@ pub fn assemble(
     } else {
         Sharing::Structural
     };
-    let (ram, image) = match (&files.root, files.root_device) {
-        (Some(root), RootDevice::Pmem) => {
-            let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
-            let (ram, range) = ram.with_image(&root.file, root.len)?;
-            (ram, Some(range))
-        }
-        _ => (GuestRam::new(layout, mounts.backing(), sharing)?, None),
-    };
+    let ram = GuestRam::new(layout, mounts.backing(), sharing)?;
+    let (ram, image) = with_root_image(ram, files.root.as_ref(), files.root_device)?;
     let vm = Vm::new(&kvm, ram)?;
     stats.stage("vm-created", monotonic_ns());
 
@@ -224,13 +218,7 @@ pub fn assemble(
     let (serial, keyboard) = make_console(&vm, around.console, &around.sender)?;
     let stamps = make_stamps(config, &around.sender);
     let mut virtio = VirtioBoard::new(&vm, io.handle());
-    match (files.root, image) {
-        (Some(_), Some(range)) => virtio.plug_in_image("root", range)?,
-        (Some(root), None) => {
-            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)?
-        }
-        (None, _) => {}
-    }
+    plug_in_root(&mut virtio, files.root, image, config)?;
     if let Some(disk) = files.disk {
         virtio.plug_in_disk("disk", board::disk_device(disk, config.disk_rate)?)?;
     }
@@ -241,17 +229,7 @@ pub fn assemble(
         let owner = Arc::new(vm.ram().clone());
         virtio.plug_in(Box::new(Balloon::new("balloon", owner)))?;
     }
-    let mut link = None;
-    if config.vsock.is_some() || boot_mode == BootMode::Agent {
-        let mut vsock = board::vsock_device(config.vsock.as_deref())?;
-        if let Some(ports) = around.ports {
-            vsock.reach_ports(ports);
-        }
-        if boot_mode == BootMode::Agent {
-            link = Some(AgentLink::listen(&vsock.handle(), key, around.on_agent)?);
-        }
-        virtio.plug_in(Box::new(vsock))?;
-    }
+    let link = plug_in_vsock(&mut virtio, config, key, (around.ports, around.on_agent))?;
     let VirtioBoard {
         mmio,
         slots,
@@ -308,6 +286,60 @@ pub fn assemble(
         own_memory: OwnMemory::open(),
         stats,
     })
+}
+
+/// Guest memory with the root image in it, if that is to be there, and its place.
+fn with_root_image(
+    ram: GuestRam,
+    root: Option<&RootImage>,
+    device: RootDevice,
+) -> Result<(GuestRam, Option<GuestRange>), AssembleError> {
+    match (root, device) {
+        (Some(root), RootDevice::Pmem) => {
+            let (ram, range) = ram.with_image(&root.file, root.len)?;
+            Ok((ram, Some(range)))
+        }
+        _ => Ok((ram, None)),
+    }
+}
+
+/// The device of the guest's root file system, if it has one: its image in memory, or a disk.
+fn plug_in_root(
+    virtio: &mut VirtioBoard<'_>,
+    root: Option<RootImage>,
+    image: Option<GuestRange>,
+    config: &MachineConfig,
+) -> Result<(), AssembleError> {
+    match (root, image) {
+        (Some(_), Some(range)) => virtio.plug_in_image("root", range),
+        (Some(root), None) => {
+            virtio.plug_in_disk("root", board::root_device(root, config.disk_rate)?)
+        }
+        (None, _) => Ok(()),
+    }
+}
+
+/// The way for streams between guest and host, if either needs one, with the link to the guest's
+/// agent on it.
+fn plug_in_vsock(
+    virtio: &mut VirtioBoard<'_>,
+    config: &MachineConfig,
+    key: Key,
+    (ports, on_agent): (Option<Ports>, OnAgent),
+) -> Result<Option<AgentLink>, AssembleError> {
+    let agent = config.boot.unwrap_or_default() == BootMode::Agent;
+    if config.vsock.is_none() && !agent {
+        return Ok(None);
+    }
+    let mut vsock = board::vsock_device(config.vsock.as_deref())?;
+    if let Some(ports) = ports {
+        vsock.reach_ports(ports);
+    }
+    let link = agent
+        .then(|| AgentLink::listen(&vsock.handle(), key, on_agent))
+        .transpose()?;
+    virtio.plug_in(Box::new(vsock))?;
+    Ok(link)
 }
 
 /// The device of the guest's network, if it has one.

@@ -89,6 +89,10 @@ pub enum BootMode {
 /// A machine. Fields are named as the options of `casita run`; what is `None` takes its default.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 pub struct MachineConfig {
     /// Guest kernel: an ELF vmlinux or a bzImage.
     pub kernel: Option<PathBuf>,

@@ -25,6 +25,7 @@ use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Confine, Ended, MonitorError, OnGivenUp, VmRun};
 use crate::net::Identity;
+use crate::networks::Outside;
 use crate::signals::Signals;
 use crate::stats::RunStats;
 use crate::time::now;
@@ -286,6 +287,9 @@ fn run_once(
             id: vm.record().id.to_string(),
             name: vm.record().name.clone(),
             before: vm.state().network.map(|network| *network),
+            outside: kept
+                .keeper()
+                .map(|keeper| keeper.clone() as Arc<dyn Outside>),
         },
         on_given_up,
         stats: around.stats,

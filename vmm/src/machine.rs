@@ -145,6 +145,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// What serves the network can't be watched.
+    #[error("the host could not start a thread for the network")]
+    Network(#[source] io::Error),
     /// The I/O thread can't be started.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
@@ -262,6 +265,9 @@ impl Machine {
         }
         // They wait until this thread, too, has only what it needs.
         confine::enter_role(Role::Control);
+        if let Some(net) = &mut self.devices.net {
+            net.start().map_err(RunError::Network)?;
+        }
         running.gate.resume();
         Ok(RunningMachine {
             running,

@@ -243,9 +243,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
 
 /// Tells everybody what the VM's network is.
 fn tell_network(teller: Option<&Teller>, machine: &Machine) {
-    let told = teller.map(|teller| {
-        teller.update(|state| state.network = Some(Box::new(machine.network.clone())))
-    });
+    let told = teller.map(|teller| teller.tell_network(machine.network.clone()));
     if let Some(Err(error)) = told {
         log::warn!("{error}");
     }

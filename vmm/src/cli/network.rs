@@ -38,6 +38,10 @@ pub struct CreateArgs {
     subnet: Option<Cidr>,
     /// Give it IPv6 addresses, too: a range such as fd12:3456::/64 [default: one by chance]
     #[arg(long, value_name = "CIDR", num_args = 0..=1, require_equals = true)]
+    #[allow(
+        clippy::option_option,
+        reason = "an option whose value may be left out"
+    )]
     ipv6: Option<Option<Cidr>>,
     /// Its name
     name: String,

@@ -264,6 +264,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
     }
     limits::close(&how.inherited);
     let proc = open_proc();
+    wait_until_alone(proc.as_ref());
     let namespaces = namespaces::enter(&how, proc.as_ref(), &mut progress)?;
     privileges::drop_all(&mut progress)?;
     limits::set(how.most, &mut progress)?;
@@ -300,6 +301,23 @@ fn open_proc() -> Option<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     open("/proc/self", flags, Mode::empty()).ok()
+}
+
+/// A thread that has been joined is still there for a moment, and the kernel would take it for one
+/// that goes on.
+fn wait_until_alone(proc: Option<&OwnedFd>) {
+    /// `.`, `..` and this thread.
+    const ALONE: u64 = 3;
+    const TRIES: u32 = 1000;
+    let Some(proc) = proc else { return };
+    for _ in 0..TRIES {
+        let found = rustix::fs::statat(proc.as_fd(), "task", rustix::fs::AtFlags::empty());
+        if found.is_ok_and(|found| found.st_nlink <= ALONE) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+    log::debug!("there are more threads than one");
 }
 
 /// The links of `/proc/self/ns`.

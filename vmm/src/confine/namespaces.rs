@@ -54,16 +54,14 @@ pub(super) fn enter(
         let entered = enter_others(how, progress)?;
         privileges::become_user(how.ids, progress)?;
         enter_users(UnshareFlags::empty(), proc, progress)? || entered
+    } else if enter_users(others(), proc, progress)? {
+        empty_root(how, progress)?;
+        true
     } else {
-        if enter_users(others(), proc, progress)? {
-            empty_root(how, progress)?;
-            true
-        } else {
-            for (_, layer) in OTHERS {
-                progress.without(layer, "it takes a user namespace")?;
-            }
-            false
+        for (_, layer) in OTHERS {
+            progress.without(layer, "it takes a user namespace")?;
         }
+        false
     };
     Ok(entered)
 }

@@ -128,8 +128,9 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
 const UNIX: When = Arg(0, &[libc::AF_UNIX.cast_unsigned() as u64]);
 
 /// What KVM is asked by a vCPU that runs: KVM_RUN, KVM_KVMCLOCK_CTRL, KVM_GET_REGS,
-/// KVM_GET_SREGS; and what a device is asked when it is started: FIONBIO, TUNSETOFFLOAD,
-/// TUNSETVNETHDRSZ.
+/// KVM_GET_SREGS; and what a device is asked when it is started or stopped: FIONBIO, TUNSETOFFLOAD,
+/// TUNSETVNETHDRSZ, TUNSETQUEUE, and vhost's SET_FEATURES, SET_OWNER, SET_MEM_TABLE,
+/// SET_VRING_NUM, _ADDR, _BASE, GET_VRING_BASE, SET_VRING_KICK, _CALL, _ERR, NET_SET_BACKEND.
 const VCPU_IOCTLS: &[u64] = &[
     0xae80,
     0xaead,
@@ -138,12 +139,36 @@ const VCPU_IOCTLS: &[u64] = &[
     0x5421,
     0x4004_54d0,
     0x4004_54d8,
+    0x4004_54d9,
+    0x4008_af00,
+    0xaf01,
+    0x4008_af03,
+    0x4008_af10,
+    0x4028_af11,
+    0x4008_af12,
+    0xc008_af12,
+    0x4008_af20,
+    0x4008_af21,
+    0x4008_af22,
+    0x4008_af30,
 ];
-/// FIONBIO, FIONREAD.
-const IO_IOCTLS: &[u64] = &[0x5421, 0x541b];
+/// FIONBIO, FIONREAD; TUNSETOFFLOAD, TUNSETQUEUE, as a driver asks for less or more; and of vhost
+/// what ends it.
+const IO_IOCTLS: &[u64] = &[
+    0x5421,
+    0x541b,
+    0x4004_54d0,
+    0x4004_54d9,
+    0xc008_af12,
+    0x4008_af20,
+    0x4008_af21,
+    0x4008_af22,
+    0x4008_af30,
+];
 /// TCGETS, TCSETS, TCSETSW, TCSETSF, and the same with a speed (TCGETS2 and so on), TIOCGPGRP,
 /// TIOCGWINSZ, FIONBIO, FIONREAD: the user's terminal, into which nothing is typed (TIOCSTI).
-/// KVM_IRQFD, KVM_IOEVENTFD: devices are unplugged at the end.
+/// KVM_IRQFD, KVM_IOEVENTFD, TUNSETOFFLOAD, TUNSETQUEUE, and vhost's GET_VRING_BASE,
+/// SET_VRING_KICK, _CALL, _ERR, NET_SET_BACKEND: devices are unplugged at the end.
 const CONTROL_IOCTLS: &[u64] = &[
     0x5401,
     0x5402,
@@ -159,6 +184,13 @@ const CONTROL_IOCTLS: &[u64] = &[
     0x541b,
     0x4020_ae76,
     0x4040_ae79,
+    0x4004_54d0,
+    0x4004_54d9,
+    0xc008_af12,
+    0x4008_af20,
+    0x4008_af21,
+    0x4008_af22,
+    0x4008_af30,
 ];
 /// PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA.
 const PRCTLS: &[u64] = &[15, 16, 38, 0x5356_4d41];
@@ -260,6 +292,7 @@ pub(super) static CALLS: &[Call] = &calls! {
     C, SYS_waitid, Always, "helpers have ended";
     C, SYS_geteuid, Always, "whether a client is of this user";
     C, SYS_getuid, Always, "whether a client is of this user";
+    C, SYS_getrusage, Always, "what a run of casita sandbox has used";
     C, SYS_uname, Always, "the standard library";
     C, SYS_sysinfo, Always, "the standard library";
 };

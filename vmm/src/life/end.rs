@@ -101,7 +101,10 @@ pub fn wait_for_end(vm: &Vm, patience: Duration) -> Result<Option<State>, VmsErr
     let (sender, receiver) = channel();
     let waiting = vm.clone();
     // The thread is left behind if it waits for longer; it holds nothing but an open file.
-    std::thread::spawn(move || sender.send(waiting.wait()));
+    std::thread::spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(waiting.wait());
+    });
     match receiver.recv_timeout(patience) {
         Ok(Err(VmsError::Removed(_))) => Ok(Some(State::default())),
         Ok(state) => state.map(Some),

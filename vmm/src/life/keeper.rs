@@ -1,6 +1,6 @@
 //! The keeper of a confined monitor: a process that stays outside, and does for it what it can't do
 //! itself any more. It writes the VM's state, puts logs away, opens the Unix sockets that the guest
-//! asks for, and at the end, after the monitor or instead of it, tells the end, removes the VM or
+//! asks for, connects it to other VMs on its network, and at the end, after the monitor or instead of it, tells the end, removes the VM or
 //! starts it again.
 //!
 //! It is forked before the machine is made, has nothing of it but the record, and knows that its
@@ -29,6 +29,8 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid
 use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
 use crate::confine::{Cgroup, CgroupLimits, Confined, Room, Sandbox, THREADS, Violation};
+use crate::dirs::Dirs;
+use crate::networks::{Folder, Member, Outside};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
@@ -131,7 +133,7 @@ impl Kept {
                 match answer.map_err(VmsError::Keeper)?.0 {
                     Answer::GoesOn => return Ok(()),
                     Answer::Failed(error) => return Err(error.into()),
-                    Answer::Done | Answer::Refused(_) => {}
+                    _ => {}
                 }
                 // Nothing is left of it when this process ends.
                 while let Err(rustix::io::Errno::INTR) =
@@ -187,9 +189,7 @@ impl Keeper {
     fn ask_for(&self, word: &Word) -> io::Result<OwnedFd> {
         match self.ask(word, None)? {
             (Answer::Done, Some(fd)) => Ok(fd),
-            (Answer::Refused(number), _) => Err(io::Error::from_raw_os_error(number)),
-            (Answer::Failed(error), _) => Err(io::Error::other(error)),
-            _ => Err(io::ErrorKind::InvalidData.into()),
+            (answer, _) => Err(refusal(answer)),
         }
     }
 
@@ -207,6 +207,39 @@ impl Keeper {
     /// A connection to the Unix socket that stands for `port` of the host.
     pub(super) fn connect(&self, port: u32) -> io::Result<UnixStream> {
         self.ask_for(&Word::Connect(port)).map(UnixStream::from)
+    }
+}
+
+impl Outside for Keeper {
+    fn process(&self) -> u32 {
+        self.pid.as_raw_pid().cast_unsigned()
+    }
+
+    fn ids(&self) -> io::Result<Vec<String>> {
+        match self.ask(&Word::Members, None)? {
+            (Answer::Members(ids), _) => Ok(ids),
+            (answer, _) => Err(refusal(answer)),
+        }
+    }
+
+    fn member(&self, id: &str) -> io::Result<(Member, File)> {
+        match self.ask(&Word::Member(id.to_owned()), None)? {
+            (Answer::Member(member), Some(lock)) => Ok((member, lock.into())),
+            (answer, _) => Err(refusal(answer)),
+        }
+    }
+
+    fn connect(&self, id: &str) -> io::Result<OwnedFd> {
+        self.ask_for(&Word::Reach(id.to_owned()))
+    }
+}
+
+/// What an answer that has not what was asked for means.
+fn refusal(answer: Answer) -> io::Error {
+    match answer {
+        Answer::Refused(number) => io::Error::from_raw_os_error(number),
+        Answer::Failed(error) => io::Error::other(error),
+        _ => io::ErrorKind::InvalidData.into(),
     }
 }
 
@@ -240,11 +273,13 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     // Killed, or ended by its own sandbox: the next command takes notice.
     let Some(ending) = ending else {
         wait_for_end(monitor.as_ref());
+        leave_network(&vm);
         if let Some(cgroup) = cgroup {
             cgroup.remove(None);
         }
         return 0;
     };
+    leave_network(&vm);
     if let Some(cgroup) = cgroup {
         cgroup.remove(getppid().map(|pid| pid.as_raw_pid().cast_unsigned()));
     }
@@ -335,7 +370,7 @@ fn listen(
                 }
                 continue;
             }
-            Ok(word) => obey(vm, word),
+            Ok(word) => obey(vm, &word),
             Err(error) => (Answer::Failed(error.to_string()), None),
         };
         send(socket.as_fd(), &answer, fd.as_ref().map(AsFd::as_fd)).ok()?;
@@ -347,29 +382,54 @@ fn take_lock(vm: &mut OwnedVm, fd: Option<OwnedFd>) -> Result<(), VmsError> {
     vm.take_lock(fd.ok_or_else(none)?.into())
 }
 
-fn obey(vm: &OwnedVm, word: Word) -> (Answer, Option<OwnedFd>) {
+fn obey(vm: &OwnedVm, word: &Word) -> (Answer, Option<OwnedFd>) {
     let told = |result: Result<(), VmsError>| {
         let failed = |error| Answer::Failed(crate::cli::in_one_line(&error));
         (result.map_or_else(failed, |()| Answer::Done), None)
     };
+    let refused = |error: io::Error| {
+        let number = error.raw_os_error();
+        number.map_or_else(|| Answer::Failed(error.to_string()), Answer::Refused)
+    };
     let given = |result: io::Result<OwnedFd>| match result {
         Ok(fd) => (Answer::Done, Some(fd)),
-        Err(error) => (
-            error
-                .raw_os_error()
-                .map_or_else(|| Answer::Failed(error.to_string()), Answer::Refused),
-            None,
-        ),
+        Err(error) => (refused(error), None),
     };
     match word {
-        Word::News(news) => told(vm.teller().tell(news)),
+        Word::News(news) => told(vm.teller().tell(*news)),
         Word::NextLog => given(vm.next_log_segment().map(OwnedFd::from)),
         Word::Connect(port) => given(match &vm.record().config.vsock {
-            Some(base) => connect_to(base, port),
+            Some(base) => connect_to(base, *port),
             None => Err(io::Error::from_raw_os_error(libc::EACCES)),
         }),
+        Word::Members => match members(vm).and_then(|members| members.ids()) {
+            Ok(ids) => (Answer::Members(ids), None),
+            Err(error) => (refused(error), None),
+        },
+        Word::Member(id) => match members(vm).and_then(|members| members.member(id)) {
+            Ok((member, lock)) => (Answer::Member(member), Some(lock.into())),
+            Err(error) => (refused(error), None),
+        },
+        Word::Reach(id) => given(members(vm).and_then(|members| members.connect(id))),
         // Told apart by the caller.
         Word::Confined(_) | Word::Ended(_) => (Answer::Done, None),
+    }
+}
+
+/// The members of the VM's network, if it is on one.
+fn members(vm: &OwnedVm) -> io::Result<Folder> {
+    let name = vm.record().config.network.as_deref();
+    let name = name.ok_or(io::Error::from_raw_os_error(libc::EACCES))?;
+    let dirs = Dirs::from_env().map_err(io::Error::other)?;
+    Folder::of(&dirs, name)
+}
+
+/// Removes what the VM has in its network's folder, which its monitor can't.
+fn leave_network(vm: &OwnedVm) {
+    if vm.record().config.network.is_some()
+        && let Err(error) = members(vm).and_then(|members| members.sweep())
+    {
+        log::debug!("the VM's place on its network is left: {error}");
     }
 }
 

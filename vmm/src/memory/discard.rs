@@ -127,7 +127,7 @@ mod tests {
         let ram = GuestRam::new(layout, backing, Sharing::default()).unwrap();
         let mut kernel = tempfile::tempfile().unwrap();
         kernel
-            .write_all(&[7; (KERNEL_PAGES * PAGE) as usize])
+            .write_all(&vec![7; (KERNEL_PAGES * PAGE) as usize])
             .unwrap();
         let all = vec![9; 2 * MIB as usize];
         ram.memory().write_slice(&all, GuestAddress(0)).unwrap();

@@ -57,6 +57,14 @@ pub struct NetDevice {
 }
 
 impl NetDevice {
+    /// Starts the threads that it needs, now that there may be some.
+    ///
+    /// # Errors
+    /// If the host has none left.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.watch.as_mut().map_or(Ok(()), Watch::start)
+    }
+
     /// The machine is about to go: that its device loses its other end is no news.
     pub fn expect_end(&self) {
         if let Some(watch) = &self.watch {

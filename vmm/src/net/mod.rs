@@ -18,6 +18,7 @@ mod wall;
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use casita_agent::spec::{Address, Network};
 use casita_devices::virtio::net::{MacAddress, Net};
@@ -29,6 +30,7 @@ pub use state::{NetworkState, PublishedPort};
 
 use crate::config::{BootMode, MachineConfig};
 use crate::dirs::Dirs;
+use crate::networks::Outside;
 use attach::{HostEnd, Settings};
 use host::Resolvers;
 use passt::Passt;
@@ -45,6 +47,8 @@ pub struct Identity {
     pub name: String,
     /// Its network the last time it ran: what may be chosen freely stays as it was.
     pub before: Option<NetworkState>,
+    /// Whoever reaches other VMs on its network for it, if not this process.
+    pub outside: Option<Arc<dyn Outside>>,
 }
 
 impl Identity {

@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use casita_devices::virtio::net::{LinkState, MacAddress};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -26,11 +27,17 @@ use super::NetError;
 use super::ports::Reserved;
 use super::spec::{Mtu, Protocol};
 use super::user::{Addresses, GATEWAY_MAC};
+use crate::confine::{self, Role};
 
 /// The program.
 const PROGRAM: &str = "passt";
 /// It needs some hundredths of a second, on a host that is not busy.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to notice that its guest is gone.
+const PATIENCE_AT_END: Timespec = Timespec {
+    tv_sec: 2,
+    tv_nsec: 0,
+};
 /// More than it says before it gives up.
 const MOST_SAID: u64 = 16 << 10;
 
@@ -261,19 +268,46 @@ pub struct Unwatched {
 }
 
 impl Unwatched {
-    /// Watches the program from now on: if it ends before what is returned is dropped, the link goes
-    /// down, and that is said.
+    /// Has the program watched from [`Watch::start`] on: if it ends before what is returned is
+    /// dropped, the link goes down, and that is said.
     ///
     /// # Errors
-    /// If the host has no thread left.
+    /// If the host has no descriptor left.
     pub fn watch(self, link: LinkState) -> Result<Watch, NetError> {
         let failed = |error| NetError::Host("watch passt", error);
         let pid = Pid::from_child(&self.program.0);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
-        let (mut program, mut said) = (self.program, self.said);
-        let wanted = Arc::new(AtomicBool::new(false));
-        let is_wanted = wanted.clone();
+        Ok(Watch {
+            pidfd,
+            wanted: Arc::new(AtomicBool::new(false)),
+            unstarted: Some((self, link)),
+            thread: None,
+        })
+    }
+}
+
+/// A passt that serves a guest. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    pidfd: OwnedFd,
+    wanted: Arc<AtomicBool>,
+    unstarted: Option<(Unwatched, LinkState)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Starts the thread that watches.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn start(&mut self) -> io::Result<()> {
+        let Some((unwatched, link)) = self.unstarted.take() else {
+            return Ok(());
+        };
+        let (mut program, mut said) = (unwatched.program, unwatched.said);
+        let is_wanted = self.wanted.clone();
         let work = move || {
+            confine::enter_role(Role::Control);
             let status = program.0.wait();
             if is_wanted.load(Ordering::Acquire) {
                 return;
@@ -285,24 +319,11 @@ impl Unwatched {
             link.close(&why);
             log::warn!("{why}; the guest's link is down from now on");
         };
-        let thread = thread::Builder::new().name(PROGRAM.to_owned()).spawn(work);
-        Ok(Watch {
-            pidfd,
-            wanted,
-            thread: Some(thread.map_err(failed)?),
-        })
+        let thread = thread::Builder::new().name(PROGRAM.to_owned());
+        self.thread = Some(thread.spawn(work)?);
+        Ok(())
     }
-}
 
-/// A passt that serves a guest. It ends when this is dropped.
-#[derive(Debug)]
-pub struct Watch {
-    pidfd: OwnedFd,
-    wanted: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watch {
     /// Its end is no news from now on: the device is about to go, and with it the socket.
     pub fn expect_end(&self) {
         self.wanted.store(true, Ordering::Release);
@@ -312,8 +333,18 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.expect_end();
-        // It may have ended by itself.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if confine::is_confined() {
+            // It ends by itself, as the device is gone and its socket with that; nothing else can be
+            // done from here. One that does not is not waited for.
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            if !matches!(poll(&mut fds, Some(&PATIENCE_AT_END)), Ok(1..)) {
+                log::warn!("{PROGRAM} does not end");
+                return;
+            }
+        } else {
+            // It may have ended by itself.
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -55,8 +55,16 @@ impl Policy {
                 id: identity.id.clone(),
                 names: names.collect(),
                 mac,
+                process: identity
+                    .outside
+                    .as_ref()
+                    .map_or_else(std::process::id, |outside| outside.process()),
             };
-            membership = Some(Networks::open(dirs)?.join(network, &join)?);
+            let mut joined = Networks::open(dirs)?.join(network, &join)?;
+            if let Some(outside) = &identity.outside {
+                joined.reach_through(outside.clone());
+            }
+            membership = Some(joined);
         }
         Ok(Self {
             egress,

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use casita_devices::virtio::net::MacAddress;
 use casita_net::{Mac, subnet};
@@ -13,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-use super::{Network, NetworkError};
+use super::{Folder, Network, NetworkError, Outside};
 use crate::dirs::Dirs;
 use crate::staging::{self, Moment};
 use crate::vms::lock;
@@ -37,6 +38,8 @@ pub struct Join {
     pub names: Vec<String>,
     /// Its NIC's MAC address.
     pub mac: MacAddress,
+    /// The process that connects to others for it.
+    pub process: u32,
 }
 
 impl Join {
@@ -76,7 +79,7 @@ pub struct Member {
     pub ipv4: IpAddr,
     /// Its address of IPv6, where the network has some.
     pub ipv6: Option<IpAddr>,
-    /// Its monitor's process.
+    /// The process that connects for it: its monitor, or its monitor's keeper.
     pub pid: u32,
 }
 
@@ -111,7 +114,7 @@ pub struct Membership {
     network: Network,
     member: Member,
     listener: OwnedFd,
-    folder: OwnedFd,
+    outside: Arc<dyn Outside>,
     lock: File,
 }
 
@@ -150,7 +153,7 @@ impl Membership {
             ipv6: network
                 .subnet6()
                 .and_then(|range| subnet::host(range, number)),
-            pid: std::process::id(),
+            pid: join.process,
         };
         let runtime = network.runtime();
         Dirs::ensure(runtime)?;
@@ -169,7 +172,7 @@ impl Membership {
                 network: network.clone(),
                 member,
                 listener,
-                folder: open_folder(runtime).map_err(io("open"))?,
+                outside: Arc::new(Folder::open(runtime).map_err(io("open"))?),
                 lock,
             }),
             Err(error) => {
@@ -193,8 +196,14 @@ impl Membership {
         &self.listener
     }
 
-    pub(super) fn folder(&self) -> &OwnedFd {
-        &self.folder
+    /// The way to the others.
+    pub(super) fn outside(&self) -> &Arc<dyn Outside> {
+        &self.outside
+    }
+
+    /// Has another process go that way, as this one will not be able to.
+    pub fn reach_through(&mut self, outside: Arc<dyn Outside>) {
+        self.outside = outside;
     }
 }
 
@@ -282,7 +291,7 @@ pub(super) fn running(runtime: &Path) -> Vec<Member> {
 }
 
 /// Removes what killed monitors left. The folder is locked, so nobody comes or goes.
-fn sweep(runtime: &Path) {
+pub(super) fn sweep(runtime: &Path) {
     let Ok(entries) = fs::read_dir(runtime) else {
         return;
     };

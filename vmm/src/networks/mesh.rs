@@ -21,10 +21,10 @@ use casita_net::Mac;
 use casita_net::subnet::MAX_MEMBERS;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{self as sockets, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{self as sockets, RecvFlags, SendFlags, SocketFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::members::{self, Member, Membership};
+use super::members::{Member, Membership};
 use super::roster::Roster;
 
 /// What members leave to each other.
@@ -36,8 +36,6 @@ const HELLO: &[u8] = b"casita network 1 ";
 const MAX_PACKET: usize = HEADER_LEN as usize + MAX_FRAME_LEN as usize;
 /// The bytes that wait for one peer at most, beside those that its socket holds.
 const MAX_QUEUE: usize = 2 << 20;
-/// What is asked of the system for each socket; it gives as much as it may.
-const SOCKET_BUFFER: usize = 4 << 20;
 /// How long a peer that could not be reached is left alone.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Connections that have not said whose they are; the oldest goes.
@@ -115,7 +113,7 @@ pub(super) enum Incoming {
 impl Mesh {
     pub(super) fn new(membership: Membership) -> io::Result<Self> {
         let runtime = membership.network().runtime().to_owned();
-        let roster = Roster::open(&runtime, membership.member().clone())?;
+        let roster = Roster::open(&runtime, &membership)?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64;
         epoll::add(
@@ -194,13 +192,17 @@ impl Mesh {
     /// Opens a socket to `peer` and says who sends.
     fn connect(&mut self, peer: &Member, now: Instant) -> bool {
         let mac = Mac(peer.mac.0);
-        let opened = open_link(&self.membership, &peer.id).and_then(|socket| {
-            let token = self.next_token;
-            self.next_token += 1;
-            let data = epoll::EventData::new_u64(token | OUT);
-            epoll::add(&self.events, &socket, data, epoll::EventFlags::empty())?;
-            Ok((socket, token))
-        });
+        let opened = self
+            .membership
+            .outside()
+            .connect(&peer.id)
+            .and_then(|socket| {
+                let token = self.next_token;
+                self.next_token += 1;
+                let data = epoll::EventData::new_u64(token | OUT);
+                epoll::add(&self.events, &socket, data, epoll::EventFlags::empty())?;
+                Ok((socket, token))
+            });
         let link = match opened {
             Ok((socket, token)) => Link::Open {
                 socket,
@@ -458,20 +460,11 @@ fn send(socket: &OwnedFd, packet: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn open_link(membership: &Membership, id: &str) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = sockets::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    // As much as one may have is better than what one gets by itself, but no condition.
-    let _ = sockets::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
-    sockets::connect(&socket, &members::socket_of(membership.folder(), id)?)?;
-    Ok(socket)
-}
-
-/// Whether the other end of a connection is the monitor of `peer`, of the same user as we are.
+/// Whether the other end of a connection is whom `peer` named in its record, which only this user
+/// can write. Which user it runs as tells nothing: each confined monitor sees its own user alone.
 fn is_process_of(socket: &OwnedFd, peer: &Member) -> bool {
     sockets::sockopt::socket_peercred(socket).is_ok_and(|other| {
-        other.uid == rustix::process::geteuid()
-            && u32::try_from(other.pid.as_raw_nonzero().get()).is_ok_and(|pid| pid == peer.pid)
+        u32::try_from(other.pid.as_raw_nonzero().get()).is_ok_and(|pid| pid == peer.pid)
     })
 }
 

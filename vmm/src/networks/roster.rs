@@ -5,18 +5,19 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use casita_net::Mac;
 use rustix::fs::inotify;
 
-use super::members::{self, Member};
+use super::Outside;
+use super::members::{self, Member, Membership};
 
 /// The other members.
 #[derive(Debug)]
 pub(super) struct Roster {
-    folder: PathBuf,
+    outside: Arc<dyn Outside>,
     own: Member,
     /// Tells of changes in the folder.
     watch: OwnedFd,
@@ -31,16 +32,16 @@ struct Known {
 }
 
 impl Roster {
-    /// The members in `folder` beside `own`.
-    pub(super) fn open(folder: &Path, own: Member) -> io::Result<Self> {
+    /// The members in `folder` beside that of `membership`.
+    pub(super) fn open(folder: &Path, membership: &Membership) -> io::Result<Self> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let changes = inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::MOVED_FROM
             | inotify::WatchFlags::DELETE;
         inotify::add_watch(&watch, folder, changes)?;
         Ok(Self {
-            folder: folder.to_owned(),
-            own,
+            outside: membership.outside().clone(),
+            own: membership.member().clone(),
             watch,
             stale: true,
             known: Vec::new(),
@@ -108,12 +109,17 @@ impl Roster {
     fn read(&mut self) {
         self.stale = false;
         let before = std::mem::take(&mut self.known);
-        let read = |id: String| members::read(&self.folder, &id);
-        let others = members::ids(&self.folder)
-            .into_iter()
-            .filter(|id| *id != self.own.id);
+        let ids = match self.outside.ids() {
+            Ok(ids) => ids,
+            Err(error) => {
+                log::warn!("the network's members can't be told: {error}");
+                self.known = before;
+                return;
+            }
+        };
+        let others = ids.into_iter().filter(|id| *id != self.own.id);
         let mut found: Vec<Known> = others
-            .filter_map(read)
+            .filter_map(|id| self.outside.member(&id).ok())
             .map(|(member, lock)| Known {
                 member: Arc::new(member),
                 lock,

@@ -137,9 +137,10 @@ impl Switch {
             if !peer.has(packet.destination) || packet.routed {
                 return Sent::Dropped;
             }
-            return match self.mesh.send(&peer, out, now) {
-                true => Sent::Done,
-                false => Sent::Dropped,
+            return if self.mesh.send(&peer, out, now) {
+                Sent::Done
+            } else {
+                Sent::Dropped
             };
         }
         self.leave(out, read, now)
@@ -163,7 +164,9 @@ impl Switch {
         let target = IpAddr::V4(arp.target.1);
         if let Some(member) = self.mesh.roster().by_address(target) {
             let answer = reply::arp(arp, Mac(member.mac.0));
-            answer.into_iter().for_each(|answer| self.answer(answer));
+            if let Some(answer) = answer {
+                self.answer(answer);
+            }
             return Sent::Done;
         }
         self.ask_uplink(out, target)
@@ -251,7 +254,9 @@ impl Switch {
             to: (packet.source, udp.source),
         };
         let answer = reply::udp(&ends, &message);
-        answer.into_iter().for_each(|answer| self.answer(answer));
+        if let Some(answer) = answer {
+            self.answer(answer);
+        }
         Sent::Done
     }
 

@@ -26,9 +26,7 @@ use super::watch::Watch;
 use crate::assemble::{ConsoleUse, Surroundings, assemble};
 use crate::cli::{CliError, EXIT_CASITA, in_one_line};
 use crate::config::{MachineConfig, MemorySize};
-use crate::confine::{
-    self, Confinement, Ids, Layer, Missing, Most, Role, inherited_descriptors,
-};
+use crate::confine::{self, Confinement, Ids, Layer, Missing, Most, Role, inherited_descriptors};
 use crate::dirs::Dirs;
 use crate::disk::DiskSpec;
 use crate::images::{self, ImagesError};

@@ -9,6 +9,7 @@ use super::log::LogWriter;
 use super::vm::{Home, write_last_words};
 use super::{News, Record, State, VmsError, lock};
 use crate::dirs::Dirs;
+use crate::net::NetworkState;
 use crate::staging::{self, Moment};
 
 /// Where the reason of an end by the sandbox is noted.
@@ -69,7 +70,25 @@ impl Teller {
     pub fn tell(&self, news: News) -> Result<(), VmsError> {
         match &self.through {
             Some(other) => other.hear(news),
+            None if news == News::Networked => {
+                // Its monitor wrote that while it could: a list of ports may be longer than what is
+                // said at a time.
+                let written = self.home.read_state().network;
+                self.update(|state| state.network = written)
+            }
             None => self.update(|state| state.hear(news)),
+        }
+    }
+
+    /// Tells of the VM's network, while this process can write it down.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn tell_network(&self, network: NetworkState) -> Result<(), VmsError> {
+        self.update(|state| state.network = Some(Box::new(network)))?;
+        match &self.through {
+            Some(other) => other.hear(News::Networked),
+            None => Ok(()),
         }
     }
 

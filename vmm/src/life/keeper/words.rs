@@ -12,6 +12,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Confined;
+use crate::networks::Member;
 use crate::vms::News;
 
 /// More than any message has.
@@ -29,6 +30,12 @@ pub(super) enum Word {
     NextLog,
     /// The guest wants to reach the Unix socket of this vsock port: the answer has a connection.
     Connect(u32),
+    /// Who has a place on the VM's network: the answer is their IDs.
+    Members,
+    /// Who has this ID there: the answer is what it tells of itself, with its lock.
+    Member(String),
+    /// The guest wants to reach the member with this ID: the answer has a connection.
+    Reach(String),
     /// The VM has ended. The lock is with it.
     Ended(Ending),
 }
@@ -54,6 +61,10 @@ pub(super) enum Answer {
     Failed(String),
     /// It is not: an error number.
     Refused(i32),
+    /// The IDs of members.
+    Members(Vec<String>),
+    /// A member.
+    Member(Member),
     /// The run's end is told, and the keeper goes on without the monitor.
     GoesOn,
 }

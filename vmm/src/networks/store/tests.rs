@@ -26,6 +26,7 @@ impl Place {
             id: id.to_owned(),
             names: vec![format!("vm-{id}")],
             mac: format!("02:00:00:00:00:{last:02x}").parse().unwrap(),
+            process: std::process::id(),
         };
         self.networks.join("n", &join)
     }
@@ -159,6 +160,7 @@ fn nobody_takes_the_name_of_a_vm_or_its_mac_address_twice() {
         id: "c".to_owned(),
         names: vec!["good".to_owned(), "not good".to_owned()],
         mac: "02:00:00:00:00:09".parse().unwrap(),
+        process: std::process::id(),
     };
     assert!(matches!(
         place.networks.join("n", &join),
