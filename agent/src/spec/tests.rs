@@ -26,7 +26,7 @@ fn spec() -> GuestSpec {
             search: vec!["example".into()],
             hosts: vec![Host {
                 ip: "10.0.2.9".parse().unwrap(),
-                name: "neighbour".into(),
+                name: "other".into(),
             }],
             automatic: false,
         }),
