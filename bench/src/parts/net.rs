@@ -326,6 +326,8 @@ fn set_goals(result: &mut PartResult) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp, reason = "nothing is rounded")]
+
     use super::*;
 
     #[test]
