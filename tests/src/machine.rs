@@ -29,7 +29,10 @@ pub fn casita() -> PathBuf {
 pub fn takeover() -> PathBuf {
     env::var_os("CASITA_TAKEOVER_BIN")
         .filter(|path| !path.is_empty())
-        .map_or_else(|| checkout().join("target/debug/casita-takeover"), PathBuf::from)
+        .map_or_else(
+            || checkout().join("target/debug/casita-takeover"),
+            PathBuf::from,
+        )
 }
 
 fn xdg(variable: &str, below_home: &str) -> PathBuf {

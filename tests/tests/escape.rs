@@ -81,7 +81,14 @@ impl<'a> Attack<'a> {
         let place = Place::new()?;
         place.write("payload", Payload::default().power_off().elf())?;
         place.write("initrd", "INITRD")?;
-        let run = ["run", "--skip-kvm-check", "--boot", "plain", "--memory", "16M"];
+        let run = [
+            "run",
+            "--skip-kvm-check",
+            "--boot",
+            "plain",
+            "--memory",
+            "16M",
+        ];
         let files = ["--kernel", "payload", "--initrd", "initrd"];
         let mut program = place
             .casita([&run[..], &files, self.options].concat())
@@ -349,8 +356,18 @@ fn told() -> Result<()> {
     let place = Place::new()?;
     place.write("payload", Payload::default().power_off().elf())?;
     place.write("initrd", "INITRD")?;
-    let run = ["run", "-d", "--name", "hit", "--skip-kvm-check", "--boot", "plain"];
-    let files = ["--memory", "16M", "--kernel", "payload", "--initrd", "initrd"];
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "hit",
+        "--skip-kvm-check",
+        "--boot",
+        "plain",
+    ];
+    let files = [
+        "--memory", "16M", "--kernel", "payload", "--initrd", "initrd",
+    ];
     let _ = place
         .casita([&run[..], &files].concat())
         .binary(&machine::takeover())

@@ -1,7 +1,10 @@
 //! The programs that come with casita and are started by it, because what they are made of is too
 //! large for it, or because they are confined.
 
-#![allow(unsafe_code, reason = "what a child does before it becomes the program")]
+#![allow(
+    unsafe_code,
+    reason = "what a child does before it becomes the program"
+)]
 
 use std::env;
 use std::io;

@@ -536,7 +536,9 @@ mod tests {
             let mut flags = None;
             let mut inside = false;
             for line in maps.lines() {
-                let bounds = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+                let bounds = line
+                    .split_once(' ')
+                    .and_then(|(range, _)| range.split_once('-'));
                 if let Some((from, to)) = bounds {
                     let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
                     inside = (number(from)..number(to)).contains(&start);

@@ -31,9 +31,7 @@ use crate::console::{Console, RawTerminal};
 use crate::control::{ControlServer, ControlSocket, ControlTarget};
 use crate::dirs::Dirs;
 use crate::link::{LinkError, LinkEvent};
-use crate::machine::{
-    End, Event, EventSender, Machine, Outcome, RunError, RunningMachine, events,
-};
+use crate::machine::{End, Event, EventSender, Machine, Outcome, RunError, RunningMachine, events};
 use crate::session::{Forwarder, Target};
 use crate::signals::{self, Signals, Watcher};
 use crate::stats::RunStats;

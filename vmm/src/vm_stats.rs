@@ -83,7 +83,10 @@ impl OwnMemory {
     pub fn stats(&self, limit: u64) -> MemoryStats {
         // More than it has; it is made anew by each read of its beginning.
         let mut text = vec![0; 4096];
-        let count = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let count = self
+            .0
+            .as_ref()
+            .and_then(|file| file.read_at(&mut text, 0).ok());
         text.truncate(count.unwrap_or(0));
         MemoryStats {
             limit,
@@ -93,7 +96,6 @@ impl OwnMemory {
 }
 
 impl MemoryStats {
-
     /// proc_pid_smaps_rollup(5).
     fn parse(rollup: &str) -> Self {
         let sum = |names: &[&str]| -> u64 {

@@ -41,13 +41,19 @@ fn root_attacks() -> Result<()> {
     let before = fs::read(&image)?;
     let tried = attacker.exec(&[], &["sh", "-c", ATTEMPTS]).finish()?;
     // The guest may have ended the shell for want of memory; the VM goes on.
-    let tried = tried.says(&["could not: dd if=/dev/zero of=/dev/vda", "could not: insmod"])?;
+    let tried = tried.says(&[
+        "could not: dd if=/dev/zero of=/dev/vda",
+        "could not: insmod",
+    ])?;
     ensure!(attacker.asks("echo alive")? == "alive\n", "{tried}");
     ensure!(bystander.asks("echo alive")? == "alive\n", "{tried}");
     ensure!(fs::read(&image)? == before, "the image was changed");
     let limit = (96 << 20) + (64 << 20);
     let resident = resident(attacker.pid()?)?;
-    ensure!(resident < limit, "its monitor has {resident} bytes of memory");
+    ensure!(
+        resident < limit,
+        "its monitor has {resident} bytes of memory"
+    );
     Ok(())
 }
 
@@ -98,7 +104,10 @@ fn layers() -> Result<()> {
         }
     }
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    ensure!(mounts.lines().count() == 1, "an empty root was expected:\n{mounts}");
+    ensure!(
+        mounts.lines().count() == 1,
+        "an empty root was expected:\n{mounts}"
+    );
     for kind in ["user", "mnt", "net", "ipc", "uts"] {
         let link = |who: &str| fs::read_link(Path::new("/proc").join(who).join("ns").join(kind));
         ensure!(link(&pid.to_string())? != link("self")?, "{kind}");

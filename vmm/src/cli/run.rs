@@ -343,12 +343,14 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         stats,
         inherited,
     };
-    let stats_failed = |path: &Path, error| {
-        format!("stats could not be written to {}: {error}", path.display())
-    };
+    let stats_failed =
+        |path: &Path, error| format!("stats could not be written to {}: {error}", path.display());
     // Opened before the VM runs: afterwards this process can't open anything.
     let stats_file = match &args.stats {
-        Some(path) => Some((path, File::create(path).map_err(|error| stats_failed(path, error))?)),
+        Some(path) => Some((
+            path,
+            File::create(path).map_err(|error| stats_failed(path, error))?,
+        )),
         None => None,
     };
     let ended = life::run_attached(&registry, args.new_vm(config, &dirs)?, around)?;

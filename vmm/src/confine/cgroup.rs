@@ -41,7 +41,11 @@ impl CgroupLimits {
     fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
         let quota = (u64::from(self.cpus) + 1) * PERIOD;
         let mut settings = vec![
-            ("memory", "memory.max", (self.memory + OWN_MEMORY).to_string()),
+            (
+                "memory",
+                "memory.max",
+                (self.memory + OWN_MEMORY).to_string(),
+            ),
             ("memory", "memory.oom.group", "1".to_owned()),
             ("pids", "pids.max", self.pids.to_string()),
             ("cpu", "cpu.max", format!("{quota} {PERIOD}")),
@@ -51,7 +55,11 @@ impl CgroupLimits {
             settings.push(("cpu", "cpu.weight", weight.to_string()));
         }
         if let Some(weight) = self.blkio_weight {
-            settings.push(("io", "io.weight", format!("default {}", u32::from(weight) * 10)));
+            settings.push((
+                "io",
+                "io.weight",
+                format!("default {}", u32::from(weight) * 10),
+            ));
         }
         settings
     }

@@ -144,9 +144,7 @@ pub(super) fn restrict(
             .iter()
             .try_for_each(|folder| allow_sockets(&ruleset, folder))?;
         // SAFETY: the call takes no pointer.
-        check(unsafe {
-            libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0)
-        })
+        check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
     });
     match restricted {
         Ok(_) => Ok(Some(abi)),

@@ -47,7 +47,11 @@ pub fn close_all_but(kept: &[RawFd]) -> std::io::Result<()> {
     let mut first = 3;
     for number in numbers.into_iter().chain([u32::MAX]) {
         if first < number {
-            let last = if number == u32::MAX { number } else { number - 1 };
+            let last = if number == u32::MAX {
+                number
+            } else {
+                number - 1
+            };
             // SAFETY: the caller has no use for what has these numbers.
             if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
                 return Err(std::io::Error::last_os_error());

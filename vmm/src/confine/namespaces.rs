@@ -167,7 +167,9 @@ fn furnish(socket_folders: &[PathBuf]) -> io::Result<()> {
 }
 
 fn wait_inside(mut tell_made: PipeWriter, mut staying: PipeReader) {
-    let _ = tell_made.write_all(&[1]).and_then(|()| staying.read(&mut [0]));
+    let _ = tell_made
+        .write_all(&[1])
+        .and_then(|()| staying.read(&mut [0]));
 }
 
 fn map_user(proc: &OwnedFd, uid: u32, gid: u32) -> io::Result<()> {
@@ -219,8 +221,7 @@ fn enter_users(
         progress.without(Layer::UserNamespace, forbidden(&error))?;
         return Ok(false);
     }
-    map_user(proc, uid, gid)
-        .map_err(ConfineError::host("map its user into its namespace"))?;
+    map_user(proc, uid, gid).map_err(ConfineError::host("map its user into its namespace"))?;
     Ok(true)
 }
 
@@ -243,7 +244,10 @@ fn forbidden(error: &io::Error) -> String {
     });
     match forbids {
         Some((path, _, allows)) => {
-            format!("{error} (sysctl {}={allows} allows it)", path.replace('/', "."))
+            format!(
+                "{error} (sysctl {}={allows} allows it)",
+                path.replace('/', ".")
+            )
         }
         None => error.to_string(),
     }
@@ -260,14 +264,23 @@ fn empty_root(how: &Confinement, progress: &mut Progress) -> Result<(), ConfineE
 
 fn make_root(folders: &[PathBuf]) -> io::Result<()> {
     // Nothing that is mounted here is to be seen outside.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let folders = folders
         .iter()
         .map(|folder| Ok((folder.as_path(), open_tree(CWD, folder, clone)?)))
         .collect::<io::Result<Vec<_>>>()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("none", PLACE, "tmpfs", flags, c"size=64k,nr_inodes=64,mode=755")?;
+    mount(
+        "none",
+        PLACE,
+        "tmpfs",
+        flags,
+        c"size=64k,nr_inodes=64,mode=755",
+    )?;
     rustix::process::chdir(PLACE)?;
     for (folder, tree) in &folders {
         put(folder, tree)?;
@@ -291,6 +304,12 @@ fn put(folder: &Path, tree: &OwnedFd) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    move_mount(tree, "", CWD, below, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    move_mount(
+        tree,
+        "",
+        CWD,
+        below,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::io;
 
 use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +51,10 @@ pub(super) fn become_user(ids: Option<Ids>, progress: &mut Progress) -> Result<(
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid));
     if let Err(error) = changed {
-        let why = format!("user {} can't be had: {error}; give another by --uid", ids.uid);
+        let why = format!(
+            "user {} can't be had: {error}; give another by --uid",
+            ids.uid
+        );
         return progress.without(Layer::Uid, why);
     }
     // The kernel has taken it for a program that changes users for others: its own files in /proc
@@ -78,7 +82,10 @@ pub(super) fn drop_all(progress: &mut Progress) -> Result<(), ConfineError> {
         // Without a user namespace an ordinary user has no say in its bounding set, and nothing in
         // its other sets.
         Err(error) => {
-            let why = format!("the bounding set stays as it was: {}", io::Error::from(error));
+            let why = format!(
+                "the bounding set stays as it was: {}",
+                io::Error::from(error)
+            );
             progress.without(Layer::Capabilities, why)
         }
     }

@@ -80,7 +80,12 @@ fn process_filter(socket_folders: bool) -> io::Result<BpfProgram> {
         instruction(LOAD, 0, 0, 0),
     ];
     for (number, errno) in REFUSED {
-        filter.push(instruction(JUMP_IF_EQUAL, 0, 1, number.cast_unsigned() as u32));
+        filter.push(instruction(
+            JUMP_IF_EQUAL,
+            0,
+            1,
+            number.cast_unsigned() as u32,
+        ));
         let answer = libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
         filter.push(instruction(RETURN, 0, 0, answer));
     }

@@ -44,7 +44,10 @@ impl LayerState {
             Is::Hidden => "hidden",
         };
         let mut line = is.to_owned();
-        for more in [Some(&self.detail), self.why.as_ref()].into_iter().flatten() {
+        for more in [Some(&self.detail), self.why.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             if !more.is_empty() {
                 line += ": ";
                 line += more;
@@ -204,10 +207,15 @@ impl<'a> Process<'a> {
         // An empty root, with at most some folders that have sockets.
         let own = Path::new("/proc/self/mountinfo");
         let same = fs::read_to_string(own).is_ok_and(|own| own == mounts);
-        let root = mounts.lines().any(|line| line.contains(" / / ro") && line.contains("tmpfs"));
+        let root = mounts
+            .lines()
+            .any(|line| line.contains(" / / ro") && line.contains("tmpfs"));
         let detail = match others.len() {
             0 => format!("{name}, nothing mounted but an empty root"),
-            count => format!("{name}, {count} mounts beside the root: {}", others.join(" ")),
+            count => format!(
+                "{name}, {count} mounts beside the root: {}",
+                others.join(" ")
+            ),
         };
         match (is, root && !same) {
             (Is::Off, _) | (_, false) => (Is::Off, detail),
@@ -218,7 +226,10 @@ impl<'a> Process<'a> {
     /// The kernel has no way to ask.
     fn landlock(&self) -> (Is, String) {
         match self.told.and_then(|told| told.landlock_abi) {
-            Some(abi) => (Is::On, format!("version {abi}, as it told: the kernel does not")),
+            Some(abi) => (
+                Is::On,
+                format!("version {abi}, as it told: the kernel does not"),
+            ),
             None => (Is::Off, "none was told of".to_owned()),
         }
     }
@@ -231,12 +242,18 @@ impl<'a> Process<'a> {
         };
         let shown = |name: &str| hard(name).unwrap_or_else(|| "?".to_owned());
         let (core, threads) = (shown("Max core file size"), shown("Max processes"));
-        (on(core == "0"), format!("core files {core}, threads {threads}"))
+        (
+            on(core == "0"),
+            format!("core files {core}, threads {threads}"),
+        )
     }
 
     fn dumpable(&self) -> (Is, String) {
         let uids = self.values("Uid").next().unwrap_or_default();
-        let user: Option<u32> = uids.split_whitespace().next().and_then(|uid| uid.parse().ok());
+        let user: Option<u32> = uids
+            .split_whitespace()
+            .next()
+            .and_then(|uid| uid.parse().ok());
         let owner = fs::metadata(self.dir.join("fd")).map(|files| files.uid());
         match (user, owner) {
             (Some(0) | None, _) | (_, Err(_)) => (Is::Hidden, String::new()),

@@ -80,9 +80,12 @@ impl Call {
         match self.when {
             When::Always => Ok(Vec::new()),
             When::Arg(arg, values) => values.iter().map(|value| equal(arg, *value)).collect(),
-            When::Bits { arg, mask, value } => {
-                Ok(vec![SeccompCondition::new(arg, Qword, MaskedEq(mask), value)?])
-            }
+            When::Bits { arg, mask, value } => Ok(vec![SeccompCondition::new(
+                arg,
+                Qword,
+                MaskedEq(mask),
+                value,
+            )?]),
             When::OwnProcess => Ok(vec![equal(0, u64::from(std::process::id()))?]),
             When::SocketFolders => Ok(vec![equal(0, libc::AF_UNIX.cast_unsigned() as u64)?]),
         }
@@ -115,9 +118,12 @@ const THREAD: When = Bits {
     mask: THREAD_FLAGS,
     value: THREAD_FLAGS,
 };
-const THREAD_FLAGS: u64 =
-    (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD)
-        .cast_unsigned() as u64;
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD)
+    .cast_unsigned() as u64;
 /// Sockets between processes of this host, and no others.
 const UNIX: When = Arg(0, &[libc::AF_UNIX.cast_unsigned() as u64]);
 
@@ -125,7 +131,13 @@ const UNIX: When = Arg(0, &[libc::AF_UNIX.cast_unsigned() as u64]);
 /// KVM_GET_SREGS; and what a device is asked when it is started: FIONBIO, TUNSETOFFLOAD,
 /// TUNSETVNETHDRSZ.
 const VCPU_IOCTLS: &[u64] = &[
-    0xae80, 0xaead, 0x8090_ae81, 0x8138_ae83, 0x5421, 0x4004_54d0, 0x4004_54d8,
+    0xae80,
+    0xaead,
+    0x8090_ae81,
+    0x8138_ae83,
+    0x5421,
+    0x4004_54d0,
+    0x4004_54d8,
 ];
 /// FIONBIO, FIONREAD.
 const IO_IOCTLS: &[u64] = &[0x5421, 0x541b];
@@ -255,7 +267,9 @@ pub(super) static CALLS: &[Call] = &calls! {
 /// The table for people: the roles, the call, its condition and its reason.
 pub fn describe() -> impl Iterator<Item = String> {
     CALLS.iter().map(|call| {
-        let roles = Role::ALL.into_iter().filter(|role| call.is_for(Some(*role)));
+        let roles = Role::ALL
+            .into_iter()
+            .filter(|role| call.is_for(Some(*role)));
         let roles: Vec<&str> = roles.map(Role::name).collect();
         let name = call.name.trim_start_matches("SYS_");
         let when = match call.when {

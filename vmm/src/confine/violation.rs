@@ -106,7 +106,11 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     // SAFETY: the kernel gives a siginfo of SIGSYS, which has the call's number there; all others
     // are system calls on memory of this function.
     unsafe {
-        let call: i32 = info.cast::<u8>().add(SI_SYSCALL).cast::<i32>().read_unaligned();
+        let call: i32 = info
+            .cast::<u8>()
+            .add(SI_SYSCALL)
+            .cast::<i32>()
+            .read_unaligned();
         let mut message = [0_u8; LEN];
         message[..4].copy_from_slice(MARK);
         message[4..8].copy_from_slice(&call.to_ne_bytes());

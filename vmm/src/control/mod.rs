@@ -11,7 +11,9 @@ mod server;
 mod socket;
 
 pub use client::{Client, ClientError, Exec, ExecControl, ExecError};
-pub use server::{ControlServer, ControlSocket, ControlTarget, ExecProcess, Refusal, StartedProcess};
+pub use server::{
+    ControlServer, ControlSocket, ControlTarget, ExecProcess, Refusal, StartedProcess,
+};
 pub use socket::NAME as SOCKET_NAME;
 
 #[cfg(test)]

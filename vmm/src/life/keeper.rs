@@ -28,9 +28,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid
 
 use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
-use crate::confine::{
-    Cgroup, CgroupLimits, Confined, Room, Sandbox, THREADS, Violation,
-};
+use crate::confine::{Cgroup, CgroupLimits, Confined, Room, Sandbox, THREADS, Violation};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
@@ -180,7 +178,10 @@ impl Keeper {
     /// The process whose namespaces were made for this one, if they were. To be asked once.
     pub(super) fn room(&self) -> Option<OwnedFd> {
         let _ = self.cgroup();
-        self.room.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.room
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     fn ask_for(&self, word: &Word) -> io::Result<OwnedFd> {
@@ -274,7 +275,11 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cg
     let monitor = getppid()?.as_raw_pid().cast_unsigned();
     let tell = |made: &Result<Cgroup, String>| {
         let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
-        let _ = send(socket.as_fd(), &told, room.map(|room| room.process().as_fd()));
+        let _ = send(
+            socket.as_fd(),
+            &told,
+            room.map(|room| room.process().as_fd()),
+        );
     };
     let made = Cgroup::make(record.id.as_str(), &limits);
     if config.sandbox == Some(Sandbox::Strict) {
@@ -391,7 +396,7 @@ fn remove_socket(path: Option<&Path>) {
 
 fn wait_for_end(monitor: Option<&OwnedFd>) {
     let Some(monitor) = monitor else { return };
-    while let Err(rustix::io::Errno::INTR) =
-        poll(&mut [PollFd::new(monitor, PollFlags::IN)], None)
-    {}
+    while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(monitor, PollFlags::IN)], None)
+    {
+    }
 }

@@ -99,14 +99,16 @@ fn run(attack: &str) -> String {
                 0,
                 c"".as_ptr(),
             )),
-            "mount" => told(libc::mount(
-                c"none".as_ptr(),
-                c"/".as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                ptr::null(),
-            )
-            .into()),
+            "mount" => told(
+                libc::mount(
+                    c"none".as_ptr(),
+                    c"/".as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    ptr::null(),
+                )
+                .into(),
+            ),
             "become-root" => told(libc::syscall(libc::SYS_setuid, 0)),
             "execute" => {
                 let arguments = [c"/bin/true".as_ptr(), ptr::null()];
@@ -206,7 +208,10 @@ fn thread_bomb() -> String {
         if threads.len() > 20_000 {
             return "done".to_owned();
         }
-        match std::thread::Builder::new().stack_size(16 << 10).spawn(std::thread::park) {
+        match std::thread::Builder::new()
+            .stack_size(16 << 10)
+            .spawn(std::thread::park)
+        {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 let count = threads.len();

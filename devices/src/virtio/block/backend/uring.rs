@@ -49,7 +49,13 @@ impl Uring {
     /// # Errors
     /// The host has no `io_uring`, forbids it, or lacks an operation.
     pub fn new(disk: Arc<DiskFile>, depth: u16, may_block: bool) -> io::Result<Self> {
-        Ok(Self::with_ring(Ring::new(depth)?, None, disk, depth, may_block))
+        Ok(Self::with_ring(
+            Ring::new(depth)?,
+            None,
+            disk,
+            depth,
+            may_block,
+        ))
     }
 
     fn with_ring(

@@ -12,10 +12,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::{ACCEPT_PAUSE, CLIENT_TIMEOUT, Due, HANDSHAKE_TIMEOUT, MAX_RESETS, Worker, token};
 use crate::event_loop::{Control, Interest, Source};
+use crate::virtio::vsock::Ports;
 use crate::virtio::vsock::connection::{Connection, End, Key, Opener, State};
 use crate::virtio::vsock::handshake::Handshake;
 use crate::virtio::vsock::host::{ConnectError, Incoming, Request};
-use crate::virtio::vsock::Ports;
 use crate::virtio::vsock::packet::{Header, Op};
 
 /// Clients that are accepted before other handlers have their turn.
