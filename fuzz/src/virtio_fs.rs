@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 
 use casita_devices::event_loop::EventLoop;
@@ -15,7 +15,7 @@ use casita_devices::virtio::transport::mmio::MmioTransport;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-static EVENTS: LazyLock<EventLoop> = LazyLock::new(crate::events);
+static EVENTS: LazyLock<Mutex<EventLoop>> = LazyLock::new(|| Mutex::new(crate::events()));
 
 /// A message's code, flags and length (QEMU's docs/interop/vhost-user.rst).
 const HEADER: usize = 12;
@@ -52,7 +52,7 @@ fn drive(connection: UnixStream) {
     let memory = Arc::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("memory"));
     let device = Box::new(Fs::new("fuzz", "data", connection).expect("a device"));
     let line = Arc::new(Line(EventFd::new(EFD_NONBLOCK).expect("an event")));
-    let transport = MmioTransport::new(device, memory.clone(), line, EVENTS.handle());
+    let transport = MmioTransport::new(device, memory.clone(), line, EVENTS.lock().expect("no panic").handle());
     let transport = Arc::new(transport.expect("a transport"));
     let mut driver = FakeDriver::new(transport, memory, Arc::default());
     for _ in 0..3 {

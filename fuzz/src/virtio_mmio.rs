@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use casita_devices::bus::BusDevice;
 use casita_devices::event_loop::EventLoop;
@@ -15,7 +15,7 @@ use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig};
 use vm_memory::{Bytes, GuestAddress};
 
-static EVENTS: LazyLock<EventLoop> = LazyLock::new(crate::events);
+static EVENTS: LazyLock<Mutex<EventLoop>> = LazyLock::new(|| Mutex::new(crate::events()));
 
 /// A device, and a request of the given parts to one of its queues that it answers.
 struct Kind {
@@ -71,7 +71,7 @@ pub fn run(data: &[u8]) {
         (kind.make)(),
         memory.clone(),
         interrupt.clone(),
-        EVENTS.handle(),
+        EVENTS.lock().expect("no panic").handle(),
     );
     let transport = Arc::new(transport.expect("a transport"));
     let mut driver = FakeDriver::new(transport.clone(), memory.clone(), interrupt);

@@ -1,13 +1,13 @@
 //! A saved state of any content is refused, or a device goes on from it; after a reset it works.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use casita_devices::event_loop::EventLoop;
 use casita_devices::testing::{CountingInterrupt, FakeDriver};
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::{MmioTransport, TransportState};
 
-static EVENTS: LazyLock<EventLoop> = LazyLock::new(crate::events);
+static EVENTS: LazyLock<Mutex<EventLoop>> = LazyLock::new(|| Mutex::new(crate::events()));
 
 /// The state as JSON.
 pub fn run(data: &[u8]) {
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
     let interrupt = Arc::new(CountingInterrupt::default());
     let device = Box::new(Rng::new("fuzz"));
     let transport =
-        MmioTransport::new(device, memory.clone(), interrupt.clone(), EVENTS.handle());
+        MmioTransport::new(device, memory.clone(), interrupt.clone(), EVENTS.lock().expect("no panic").handle());
     let transport = Arc::new(transport.expect("a transport"));
     match transport.restore(&state) {
         Ok(()) => {
