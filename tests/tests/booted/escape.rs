@@ -20,7 +20,7 @@ try mount -t tmpfs none /mnt
 try mount /dev/vda /mnt
 try mknod /tmp/mem c 1 1
 try dd if=/dev/zero of=/tmp/mem bs=4096 count=1
-try dd if=/dev/zero of=/dev/vda bs=4096 count=64
+try dd if=/dev/zero of=/dev/pmem0 bs=4096 count=64
 try dd if=/dev/zero of=/dev/port bs=1 count=256
 try insmod /bin/busybox
 try chroot / true
@@ -42,7 +42,7 @@ fn root_attacks() -> Result<()> {
     let tried = attacker.exec(&[], &["sh", "-c", ATTEMPTS]).finish()?;
     // The guest may have ended the shell for want of memory; the VM goes on.
     let tried = tried.says(&[
-        "could not: dd if=/dev/zero of=/dev/vda",
+        "could not: dd if=/dev/zero of=/dev/pmem0",
         "could not: insmod",
     ])?;
     ensure!(attacker.asks("echo alive")? == "alive\n", "{tried}");
@@ -57,12 +57,15 @@ fn root_attacks() -> Result<()> {
     Ok(())
 }
 
-/// The root image that process `pid` has open.
+/// The root image that is in the memory of process `pid`.
 fn image_of(pid: i32) -> Result<std::path::PathBuf> {
-    let open = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-    let mut paths = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let mut paths = maps
+        .lines()
+        .filter_map(|line| Some(Path::new(line.get(line.find('/')?..)?)));
     paths
         .find(|path| path.extension().is_some_and(|end| end == "erofs"))
+        .map(Path::to_owned)
         .context("its monitor has no image open")
 }
 

@@ -245,7 +245,7 @@ ip addr del 127.0.0.1/8 dev lo; ip route del local 127.0.0.0/8 table local 2>/de
 ip route add 127.0.0.0/8 via 10.0.2.2 dev eth0 src 10.0.2.15; true";
     vm.asks(routes)?;
     for address in [gateway, "127.0.0.1", "0.0.0.0"] {
-        let script = format!("wget -T 2 -q -O - http://{address}:{port}/ 2>&1");
+        let script = format!("nc -w 2 {address} {port} < /dev/null 2>&1");
         let finished = vm.exec(&[], &["sh", "-c", &script]).finish()?;
         ensure!(!finished.status.success(), "{address}\n{finished}");
     }
