@@ -15,8 +15,6 @@ use super::restart::{next_delay, wait_unless_stopped};
 use super::{
     After, Ending, StartFailure, Surroundings, about_to_run, finish, keep, run_once, tell_end,
 };
-    After, Ending, StartFailure, Surroundings, about_to_run, finish, keep, run_once, tell_end,
-};
 use crate::cli::CliError;
 use crate::confine::inherited_descriptors;
 use crate::dirs::Dirs;
