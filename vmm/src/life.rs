@@ -151,7 +151,12 @@ pub fn run_attached(
         }
         Ok(())
     });
-    let mut vm = keep(registry.create(new)?, after)?;
+    let mut vm = registry.create(new)?;
+    if let Err(error) = about_to_run(&mut vm) {
+        vm.remove()?;
+        return Err(error.into());
+    }
+    let mut vm = keep(vm, after)?;
     let run = run_once(&mut vm, around, |_| {})?;
     vm.end(run.ending())?;
     Ok(run.ended?)
@@ -175,8 +180,7 @@ pub fn run_detached(registry: &Registry, new: NewVm) -> Result<String, CliError>
 }
 
 /// A VM that is about to run, with the keeper that it needs if its monitor is to be confined.
-fn keep(mut vm: OwnedVm, after: After) -> Result<Kept, CliError> {
-    about_to_run(&mut vm)?;
+fn keep(vm: OwnedVm, after: After) -> Result<Kept, CliError> {
     if vm.record().config.sandbox == Some(Sandbox::Off) {
         return Ok(Kept::by_itself(vm, after));
     }

@@ -182,7 +182,7 @@ fn verbs() -> Result<()> {
         .finish()?
         .expect(0)?;
     let listed = place.casita(["network", "ls"]).finish()?.expect(0)?;
-    listed.says(&["NAME", "n     10.71.0.0/16  fd71::/64"])?;
+    listed.says(&["NAME", "10.71.0.0/16", "fd71::/64"])?;
     let inspected = place
         .casita(["network", "inspect", "n", "--format=json"])
         .finish()?;

@@ -30,8 +30,10 @@ fn main() -> ExitCode {
 }
 
 /// What `casita run` needs for a payload, behind its own options.
-const MACHINE: [&str; 7] = [
+const MACHINE: [&str; 9] = [
     "--skip-kvm-check",
+    "--net",
+    "none",
     "--boot",
     "plain",
     "--memory",

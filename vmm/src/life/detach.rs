@@ -12,7 +12,9 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use super::restart::{next_delay, wait_unless_stopped};
-use super::{After, Ending, StartFailure, Surroundings, finish, keep, run_once, tell_end};
+use super::{
+    After, Ending, StartFailure, Surroundings, about_to_run, finish, keep, run_once, tell_end,
+};
 use crate::cli::CliError;
 use crate::confine::inherited_descriptors;
 use crate::dirs::Dirs;
@@ -131,7 +133,7 @@ fn prepare(id: &Id, lock: OwnedFd) -> Result<(OwnedVm, Dirs, Signals), CliError>
 }
 
 fn live(
-    vm: OwnedVm,
+    mut vm: OwnedVm,
     dirs: &Dirs,
     signals: &Signals,
     report: File,
@@ -180,7 +182,14 @@ fn live(
         }
         Ok(())
     });
-    let mut vm = keep(vm, after)?;
+    let ready = about_to_run(&mut vm).map_err(CliError::from);
+    let mut vm = match ready.and_then(|()| keep(vm, after)) {
+        Ok(vm) => vm,
+        Err(error) => {
+            tell(report, &Err(StartFailure::of(&*error)));
+            return Err(error);
+        }
+    };
     if let Some(keeper) = vm.keeper().cloned() {
         log.through(Box::new(move || keeper.next_log()));
     }

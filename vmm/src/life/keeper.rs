@@ -1,7 +1,7 @@
 //! The keeper of a confined monitor: a process that stays outside, and does for it what it can't do
 //! itself any more. It writes the VM's state, puts logs away, opens the Unix sockets that the guest
-//! asks for, connects it to other VMs on its network, and at the end, after the monitor or instead of it, tells the end, removes the VM or
-//! starts it again.
+//! asks for, connects it to other VMs on its network, and at the end, after the monitor or instead of
+//! it, tells the end, removes the VM or starts it again.
 //!
 //! It is forked before the machine is made, has nothing of it but the record, and knows that its
 //! monitor may be somebody else's by the time that it speaks: it believes what concerns this VM,
@@ -329,7 +329,9 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cg
 
 /// Closes all that belongs to the monitor, and goes where it keeps no file system busy.
 fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // Without the one there is the other: what counts is that it is not the monitor's.
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.or_else(|_| File::open("/"))?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     drop(null);
@@ -373,7 +375,8 @@ fn listen(
             Ok(word) => obey(vm, &word),
             Err(error) => (Answer::Failed(error.to_string()), None),
         };
-        send(socket.as_fd(), &answer, fd.as_ref().map(AsFd::as_fd)).ok()?;
+        // Nobody may be there to hear it any more, and have left a last word all the same.
+        let _ = send(socket.as_fd(), &answer, fd.as_ref().map(AsFd::as_fd));
     }
 }
 
