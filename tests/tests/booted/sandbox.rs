@@ -41,6 +41,7 @@ pub fn tests(suite: &mut Suite) {
     suite.test("sandbox_runs_eight_at_once", at_once);
     suite.test("sandbox_passes_streams_and_the_status_through", text);
     suite.test("sandbox_ends_with_its_caller", callers_end);
+    suite.test("sandbox_confines_its_monitor", is_confined);
     suite.test("sandbox_refuses_what_is_the_callers_fault", refusals);
     let missing = machine::lacks_file(&example("sandbox-soak"));
     suite.test_if(missing, "sandbox_leaves_nothing_behind", soak);
@@ -680,6 +681,25 @@ fn callers_end() -> Result<()> {
         let left = place.listing()?;
         ensure!(!left.iter().any(|name| name.contains("vms/")), "{left:?}");
     }
+    Ok(())
+}
+
+/// While a command runs, so with all of the threads.
+fn is_confined() -> Result<()> {
+    let place = Place::new()?;
+    let script = "echo begin; cat";
+    let options = ["sandbox", "--time", "1000", "--", "sh", "-c", script];
+    let running = place.casita(options).start()?;
+    running.wait_for("begin")?;
+    let pids = monitors(&place)?;
+    let pids = pids.iter().filter_map(|found| {
+        let (path, _) = found.split_once(':')?;
+        path.rsplit('/').next()?.parse::<u32>().ok()
+    });
+    let monitor = pids.into_iter().find(|pid| *pid != running.id());
+    super::escape::confined(i32::try_from(monitor.context("no monitor")?)?)?;
+    running.signal(Signal::KILL)?;
+    running.finish()?;
     Ok(())
 }
 
