@@ -1,20 +1,13 @@
-//! Landlock (landlock(7)): what a process may reach by name. Here that is nothing, but for the
-//! folders with sockets.
+//! Landlock (landlock(7)): what a process may reach by name. Here that is nothing.
 
 #![allow(unsafe_code, reason = "Landlock's system calls have no safe interface")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{Mode, OFlags, open};
 
 use super::{ConfineError, Layer, Progress};
 
 const CREATE_RULESET_VERSION: u32 = 1;
-const RULE_PATH_BENEATH: u32 = 1;
-const ACCESS_FS_REMOVE_FILE: u64 = 1 << 5;
-const ACCESS_FS_MAKE_SOCK: u64 = 1 << 9;
 
 /// `struct landlock_ruleset_attr`, of which older kernels take a part.
 #[repr(C)]
@@ -23,13 +16,6 @@ struct RulesetAttr {
     handled_access_fs: u64,
     handled_access_net: u64,
     scoped: u64,
-}
-
-/// `struct landlock_path_beneath_attr`.
-#[repr(C, packed)]
-struct PathBeneathAttr {
-    allowed_access: u64,
-    parent_fd: i32,
 }
 
 impl RulesetAttr {
@@ -94,33 +80,8 @@ fn create(attr: &RulesetAttr, size: usize) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// In a folder with sockets they can be made and removed, and connected to. What is there is not
-/// read.
-fn allow_sockets(ruleset: &OwnedFd, folder: &Path) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = open(folder, flags, Mode::empty())?;
-    let attr = PathBeneathAttr {
-        allowed_access: ACCESS_FS_MAKE_SOCK | ACCESS_FS_REMOVE_FILE,
-        parent_fd: folder.as_raw_fd(),
-    };
-    // SAFETY: the pointer is to the structure that this kind of rule takes.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_landlock_add_rule,
-            ruleset.as_raw_fd(),
-            RULE_PATH_BENEATH,
-            &raw const attr,
-            0,
-        )
-    })?;
-    Ok(())
-}
-
 /// Restricts this thread and those that it starts. Returns the version that was used.
-pub(super) fn restrict(
-    folders: &[PathBuf],
-    progress: &mut Progress,
-) -> Result<Option<i32>, ConfineError> {
+pub(super) fn restrict(progress: &mut Progress) -> Result<Option<i32>, ConfineError> {
     if !progress.wants(Layer::Landlock) {
         return Ok(None);
     }
@@ -140,9 +101,6 @@ pub(super) fn restrict(
     };
     let (attr, size) = RulesetAttr::of(abi);
     let restricted = create(&attr, size).and_then(|ruleset| {
-        folders
-            .iter()
-            .try_for_each(|folder| allow_sockets(&ruleset, folder))?;
         // SAFETY: the call takes no pointer.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
     });

@@ -182,8 +182,6 @@ pub struct Confinement {
     pub strict: bool,
     /// Whom to become, if this is root.
     pub ids: Option<Ids>,
-    /// Folders of the host that stay reachable by their own names, for Unix sockets alone.
-    pub socket_folders: Vec<PathBuf>,
     /// What this process may use at most.
     pub most: Most,
     /// What is missing already: layers that somebody else was to give.
@@ -268,7 +266,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
     let namespaces = namespaces::enter(&how, proc.as_ref(), &mut progress)?;
     privileges::drop_all(&mut progress)?;
     limits::set(how.most, &mut progress)?;
-    let landlock_abi = landlock::restrict(&how.socket_folders, &mut progress)?;
+    let landlock_abi = landlock::restrict(&mut progress)?;
     privileges::hide(&mut progress)?;
     let namespaces = match &proc {
         Some(proc) if namespaces => names_of_namespaces(proc),
@@ -281,7 +279,7 @@ pub fn enter(mut how: Confinement) -> Result<Confined, ConfineError> {
         violation::tell(told).map_err(ConfineError::host("handle violations"))?;
     }
     CONFINED.store(true, Ordering::Release);
-    seccomp::install(!how.socket_folders.is_empty(), &mut progress)?;
+    seccomp::install(&mut progress)?;
     Ok(Confined {
         missing: progress.missing,
         namespaces,

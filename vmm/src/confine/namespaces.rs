@@ -4,12 +4,10 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, mount_remount, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use rustix::thread::UnshareFlags;
@@ -51,11 +49,11 @@ pub(super) fn enter(
         }
     }
     let entered = if root {
-        let entered = enter_others(how, progress)?;
+        let entered = enter_others(progress)?;
         privileges::become_user(how.ids, progress)?;
         enter_users(UnshareFlags::empty(), proc, progress)? || entered
     } else if enter_users(others(), proc, progress)? {
-        empty_root(how, progress)?;
+        empty_root(progress)?;
         true
     } else {
         for (_, layer) in OTHERS {
@@ -106,12 +104,11 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes them, with an empty root but for `socket_folders`. This process has to have one
-    /// thread.
+    /// Makes them, with an empty root. This process has to have one thread.
     ///
     /// # Errors
     /// If the host does not allow all of them.
-    pub fn make(socket_folders: &[PathBuf]) -> io::Result<Self> {
+    pub fn make() -> io::Result<Self> {
         let (mut made, tell_made) = io::pipe()?;
         let (staying, stay) = io::pipe()?;
         // SAFETY: this process has one thread, so that its copy is whole; it ends without returning.
@@ -119,7 +116,7 @@ impl Room {
             -1 => return Err(io::Error::last_os_error()),
             0 => {
                 drop((made, stay));
-                let done = furnish(socket_folders);
+                let done = furnish();
                 if done.is_ok() {
                     wait_inside(tell_made, staying);
                 }
@@ -153,7 +150,7 @@ impl Drop for Room {
 }
 
 /// In the process that has the namespaces.
-fn furnish(socket_folders: &[PathBuf]) -> io::Result<()> {
+fn furnish() -> io::Result<()> {
     let root = rustix::process::geteuid().is_root();
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let proc = super::open_proc().ok_or(io::ErrorKind::NotFound)?;
@@ -161,7 +158,7 @@ fn furnish(socket_folders: &[PathBuf]) -> io::Result<()> {
     if !root {
         map_user(&proc, uid.as_raw(), gid.as_raw())?;
     }
-    make_root(socket_folders)
+    make_root()
 }
 
 fn wait_inside(mut tell_made: PipeWriter, mut staying: PipeReader) {
@@ -182,7 +179,7 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
-fn enter_others(how: &Confinement, progress: &mut Progress) -> Result<bool, ConfineError> {
+fn enter_others(progress: &mut Progress) -> Result<bool, ConfineError> {
     let mut entered = false;
     for (flag, layer) in OTHERS {
         if !progress.wants(layer) {
@@ -190,7 +187,7 @@ fn enter_others(how: &Confinement, progress: &mut Progress) -> Result<bool, Conf
         }
         match unshare(flag) {
             Ok(()) if layer == Layer::MountNamespace => {
-                empty_root(how, progress)?;
+                empty_root(progress)?;
                 entered = true;
             }
             Ok(()) => entered = true,
@@ -251,26 +248,21 @@ fn forbidden(error: &io::Error) -> String {
     }
 }
 
-/// Makes a root of nothing, but for the folders with sockets, and leaves the old one.
-fn empty_root(how: &Confinement, progress: &mut Progress) -> Result<(), ConfineError> {
-    match make_root(&how.socket_folders) {
+/// Makes a root of nothing, and leaves the old one.
+fn empty_root(progress: &mut Progress) -> Result<(), ConfineError> {
+    match make_root() {
         Ok(()) => Ok(()),
         // What was half done is seen by this process alone.
         Err(error) => progress.without(Layer::MountNamespace, format!("no empty root: {error}")),
     }
 }
 
-fn make_root(folders: &[PathBuf]) -> io::Result<()> {
+fn make_root() -> io::Result<()> {
     // Nothing that is mounted here is to be seen outside.
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let folders = folders
-        .iter()
-        .map(|folder| Ok((folder.as_path(), open_tree(CWD, folder, clone)?)))
-        .collect::<io::Result<Vec<_>>>()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(
         "none",
@@ -280,34 +272,10 @@ fn make_root(folders: &[PathBuf]) -> io::Result<()> {
         c"size=64k,nr_inodes=64,mode=755",
     )?;
     rustix::process::chdir(PLACE)?;
-    for (folder, tree) in &folders {
-        put(folder, tree)?;
-    }
     mount_remount(".", flags | MountFlags::BIND | MountFlags::RDONLY, c"")?;
     rustix::process::pivot_root(".", ".")?;
     // The old root lies over the new one now.
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
-    Ok(())
-}
-
-/// Mounts `tree` at its own name below the working directory.
-fn put(folder: &Path, tree: &OwnedFd) -> io::Result<()> {
-    let below = folder.strip_prefix("/").unwrap_or(folder);
-    let mut made = PathBuf::new();
-    for part in below.components() {
-        made.push(part);
-        match mkdirat(CWD, &made, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    move_mount(
-        tree,
-        "",
-        CWD,
-        below,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?;
     Ok(())
 }

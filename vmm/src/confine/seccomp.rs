@@ -9,28 +9,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 
-use super::syscalls::{CALLS, REFUSED, Role, When};
+use super::syscalls::{CALLS, REFUSED, Role};
 use super::{ConfineError, Layer, Progress};
 
 /// Those of the roles, each made by the first thread that needs it: the vCPU's does not wait for
 /// the others.
 static ROLES: [OnceLock<Option<BpfProgram>>; 3] =
     [OnceLock::new(), OnceLock::new(), OnceLock::new()];
-/// Whether this process has filters, and whether with those for folders with sockets.
-static PROCESS: OnceLock<bool> = OnceLock::new();
+/// Whether this process has filters.
+static PROCESS: AtomicBool = AtomicBool::new(false);
 /// The thread that all control threads are started by has entered that role; so have they.
 static CONTROL: AtomicBool = AtomicBool::new(false);
 
 /// Puts this process, which has one thread, under the filter of all roles together.
-pub(super) fn install(socket_folders: bool, progress: &mut Progress) -> Result<(), ConfineError> {
+pub(super) fn install(progress: &mut Progress) -> Result<(), ConfineError> {
     if !progress.wants(Layer::Seccomp) {
         return Ok(());
     }
-    let filter = process_filter(socket_folders)
-        .map_err(ConfineError::host("make its filters of system calls"))?;
+    let filter =
+        process_filter().map_err(ConfineError::host("make its filters of system calls"))?;
     match seccompiler::apply_filter(&filter) {
         Ok(()) => {
-            let _ = PROCESS.set(socket_folders);
+            PROCESS.store(true, Ordering::Release);
             Ok(())
         }
         Err(error) => progress.without(Layer::Seccomp, error.to_string()),
@@ -41,10 +41,10 @@ pub(super) fn install(socket_folders: bool, progress: &mut Progress) -> Result<(
 /// its role alone. In a process that is not confined this does nothing. The first thread to call it
 /// for [`Role::Control`] in a confined process starts all others of that role.
 pub fn enter_role(role: Role) {
-    if let Some(socket_folders) = PROCESS.get()
+    if PROCESS.load(Ordering::Acquire)
         && !(role == Role::Control && CONTROL.swap(true, Ordering::AcqRel))
     {
-        narrow(role, *socket_folders);
+        narrow(role);
     }
     #[cfg(feature = "takeover")]
     if super::is_confined() {
@@ -52,8 +52,8 @@ pub fn enter_role(role: Role) {
     }
 }
 
-fn narrow(role: Role, socket_folders: bool) {
-    let filter = ROLES[role as usize].get_or_init(|| allow(Some(role), socket_folders).ok());
+fn narrow(role: Role) {
+    let filter = ROLES[role as usize].get_or_init(|| allow(Some(role)).ok());
     // The process has a filter already, so that this can't fail but for want of memory; that of the
     // process holds then.
     let done = filter
@@ -66,7 +66,7 @@ fn narrow(role: Role, socket_folders: bool) {
 
 /// All roles' calls, behind the answers to those that are refused: one filter instead of one for
 /// each error number, as each takes the kernel its time.
-fn process_filter(socket_folders: bool) -> io::Result<BpfProgram> {
+fn process_filter() -> io::Result<BpfProgram> {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
@@ -89,19 +89,16 @@ fn process_filter(socket_folders: bool) -> io::Result<BpfProgram> {
         let answer = libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
         filter.push(instruction(RETURN, 0, 0, answer));
     }
-    filter.extend(allow(None, socket_folders)?);
+    filter.extend(allow(None)?);
     Ok(filter)
 }
 
 /// linux/audit.h.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
-fn allow(role: Option<Role>, socket_folders: bool) -> io::Result<BpfProgram> {
+fn allow(role: Option<Role>) -> io::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for call in CALLS.iter().filter(|call| call.is_for(role)) {
-        if matches!(call.when, When::SocketFolders) && !socket_folders {
-            continue;
-        }
         let conditions = call.conditions().map_err(io::Error::other)?;
         let any = rules.entry(call.number).or_default();
         for condition in conditions {
@@ -129,12 +126,10 @@ mod tests {
 
     #[test]
     fn filters_are_made_for_all_roles_and_fit_the_kernel() {
-        for folders in [false, true] {
-            let roles = Role::ALL.map(|role| allow(Some(role), folders).unwrap());
-            for filter in roles.iter().chain([&process_filter(folders).unwrap()]) {
-                // BPF_MAXINSNS.
-                assert!(!filter.is_empty() && filter.len() < 4096);
-            }
+        let roles = Role::ALL.map(|role| allow(Some(role)).unwrap());
+        for filter in roles.iter().chain([&process_filter().unwrap()]) {
+            // BPF_MAXINSNS.
+            assert!(!filter.is_empty() && filter.len() < 4096);
         }
     }
 }

@@ -204,7 +204,7 @@ impl<'a> Process<'a> {
             .map(String::as_str)
             .filter(|point| *point != "/")
             .collect();
-        // An empty root, with at most some folders that have sockets.
+        // An empty root.
         let own = Path::new("/proc/self/mountinfo");
         let same = fs::read_to_string(own).is_ok_and(|own| own == mounts);
         let root = mounts

@@ -53,8 +53,6 @@ pub(super) enum When {
     },
     /// The first argument is this process.
     OwnProcess,
-    /// The VM has folders with sockets of others, and the first argument is AF_UNIX.
-    SocketFolders,
 }
 
 /// A line of the table.
@@ -87,7 +85,6 @@ impl Call {
                 value,
             )?]),
             When::OwnProcess => Ok(vec![equal(0, u64::from(std::process::id()))?]),
-            When::SocketFolders => Ok(vec![equal(0, libc::AF_UNIX.cast_unsigned() as u64)?]),
         }
     }
 }
@@ -104,7 +101,7 @@ macro_rules! calls {
     };
 }
 
-use When::{Always, Arg, Bits, OwnProcess, SocketFolders};
+use When::{Always, Arg, Bits, OwnProcess};
 
 /// No memory that can be written to, or was, is executed.
 const NOT_EXECUTABLE: When = Bits {
@@ -272,8 +269,6 @@ pub(super) static CALLS: &[Call] = &calls! {
     V | I, SYS_io_uring_enter, Always, "disks, by rings that were made and restricted before";
     // Sockets.
     ALL, SYS_socketpair, UNIX, "streams of the guest's";
-    ALL, SYS_socket, SocketFolders, "sockets of other VMs on a network";
-    ALL, SYS_connect, SocketFolders, "sockets of other VMs on a network";
     ALL, SYS_accept4, Always, "clients";
     ALL, SYS_sendmsg, Always, "streams, datagrams, answers with descriptors";
     ALL, SYS_recvmsg, Always, "streams, datagrams";
@@ -314,7 +309,6 @@ pub fn describe() -> impl Iterator<Item = String> {
             }
             Bits { arg, mask, value } => format!(" if argument {arg} & {mask:#x} is {value:#x}"),
             OwnProcess => " to itself".to_owned(),
-            SocketFolders => " of AF_UNIX, if the VM is on a network of VMs".to_owned(),
         };
         format!("{:<16} {name}{when}: {}", roles.join(","), call.why)
     })
@@ -396,6 +390,8 @@ mod tests {
             libc::SYS_setrlimit,
             libc::SYS_reboot,
             libc::SYS_iopl,
+            libc::SYS_socket,
+            libc::SYS_connect,
             libc::SYS_bind,
             libc::SYS_listen,
         ] {

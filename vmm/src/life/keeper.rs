@@ -261,7 +261,7 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     if leave_files(socket, monitor.as_ref()).is_err() {
         return 1;
     }
-    let room = Room::make(&[])
+    let room = Room::make()
         .inspect_err(|error| log::debug!("namespaces can't be made beforehand: {error}"))
         .ok();
     let cgroup = make_cgroup(socket, &vm, room.as_ref());
