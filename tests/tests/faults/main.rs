@@ -9,7 +9,8 @@ mod streams;
 
 use std::fs;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use casita_tests::kernel::{EXIT_STATUS, Payload};
@@ -113,16 +114,20 @@ impl Host {
             .expect(3)?;
         ensure!(finished.stdout == b"ends\n", "{finished}");
         self.remove_all()?;
-        let listing = self.0.listing()?;
-        let left: Vec<_> = listing
-            .iter()
-            .filter(|name| {
+        // The keeper of a VM that was killed may be about to remove it.
+        let start = Instant::now();
+        loop {
+            let mut left = self.0.listing()?;
+            left.retain(|name| {
                 let of_vms = name.starts_with("data/casita/vms/") && !name.ends_with("/.lock");
                 of_vms || name.contains("control.sock")
-            })
-            .collect();
-        ensure!(left.is_empty(), "{left:?} were left");
-        Ok(())
+            });
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < patience(), "{left:?} were left");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A start that nobody waits for any more may still be on its way: until that has come to

@@ -232,6 +232,17 @@ impl Registry {
                 let _ = staging::remove_tree(&entry.path());
             }
         }
+        // Names that lead nowhere: of VMs that never were, or that went half-way.
+        for name in fs::read_dir(self.vms.join("names"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = name.path();
+            if exists(&path) && !path.exists() {
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     fn name_path(&self, name: &str) -> PathBuf {
