@@ -562,7 +562,7 @@ fn share_nothing() -> Result<()> {
     expect_out(&run_in(&place, &json!({}), &script)?, &format!("{mark}\n"))?;
     let script = format!(
         "find / -xdev -name '*{mark}*'; find /dev/shm /tmp -name '*{mark}*'; \
-         grep -l {mark} /dev/vdb; hostname; dmesg | grep -c {mark}; true"
+         grep -l {mark} /dev/vd?; hostname; dmesg | grep -c {mark}; true"
     );
     let request = json!({"limits": {"time_ms": 60_000, "cpu_time_ms": 60_000}});
     expect_out(&run_in(&place, &request, &script)?, "casita\n0\n")?;

@@ -182,7 +182,7 @@ fn readers() -> Result<()> {
     let second = shell(
         &place,
         &["-v", "v:/data:ro"],
-        "cat /data/file; dd if=/dev/zero of=/dev/vdc count=1 conv=fsync || echo refused",
+        "cat /data/file; dd if=/dev/zero of=/dev/vdb count=1 conv=fsync || echo refused",
     );
     second.finish()?.expect(0)?.says(&["shared", "refused"])?;
     refused(
