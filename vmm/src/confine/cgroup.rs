@@ -91,6 +91,13 @@ impl Cgroup {
         } else {
             home.parent().unwrap_or(&home).to_owned()
         };
+        // Who limits what starts VMs limits the VMs, and does not want them elsewhere.
+        if let Some(limit) = limit_left(&home, &parent) {
+            return Err(format!(
+                "it stays in the cgroup that it was started in, which has a limit of its own: {}",
+                limit.display()
+            ));
+        }
         enable(&parent);
         let has = fs::read_to_string(parent.join("cgroup.subtree_control"))
             .map_err(|error| format!("{}: {error}", parent.display()))?;
@@ -156,6 +163,14 @@ impl Cgroup {
     }
 }
 
+/// A limit of memory or CPU time that a process leaves which goes from the cgroup `home` to one below
+/// `parent`.
+fn limit_left(home: &Path, parent: &Path) -> Option<PathBuf> {
+    let left = home.ancestors().take_while(|dir| !parent.starts_with(dir));
+    left.flat_map(|dir| ["memory.max", "memory.high", "cpu.max"].map(|name| dir.join(name)))
+        .find(|file| fs::read_to_string(file).is_ok_and(|limit| !limit.starts_with("max")))
+}
+
 /// Lets cgroups below `dir` have controllers, as far as it has some itself.
 fn enable(dir: &Path) {
     for controller in CONTROLLERS {
@@ -200,6 +215,30 @@ mod tests {
         assert_eq!(value("pids.max"), "100");
         assert_eq!(value("cpu.weight"), "39");
         assert_eq!(value("io.weight"), "default 5000");
+    }
+
+    #[test]
+    fn limits_of_who_starts_vms_are_not_left() {
+        let root = tempfile::tempdir().unwrap();
+        let home = root.path().join("a/b");
+        fs::create_dir_all(&home).unwrap();
+        fs::write(root.path().join("memory.max"), "1\n").unwrap();
+        fs::write(home.join("memory.max"), "max\n").unwrap();
+        fs::write(home.join("cpu.max"), "max 100000\n").unwrap();
+        let elsewhere = root.path().join("casita");
+        assert_eq!(limit_left(&home, &elsewhere), None);
+        fs::write(root.path().join("a/cpu.max"), "50000 100000\n").unwrap();
+        assert_eq!(
+            limit_left(&home, &elsewhere),
+            Some(root.path().join("a/cpu.max"))
+        );
+        // Beside it that limit holds as well.
+        assert_eq!(limit_left(&home, &root.path().join("a")), None);
+        fs::write(home.join("memory.max"), "120\n").unwrap();
+        assert_eq!(
+            limit_left(&home, &root.path().join("a")),
+            Some(home.join("memory.max"))
+        );
     }
 
     #[test]
