@@ -91,6 +91,12 @@ impl Cgroup {
         } else {
             home.parent().unwrap_or(&home).to_owned()
         };
+        if let Some(limited) = limits_left(&root, &home, &parent) {
+            return Err(format!(
+                "{} has limits, which hold for the VM as it stays there",
+                limited.display()
+            ));
+        }
         enable(&parent);
         let has = fs::read_to_string(parent.join("cgroup.subtree_control"))
             .map_err(|error| format!("{}: {error}", parent.display()))?;
@@ -156,6 +162,21 @@ impl Cgroup {
     }
 }
 
+/// A cgroup with limits of its own that a process of `home` would leave for one below `parent`:
+/// whoever set them meant the VM as well.
+fn limits_left(root: &Path, home: &Path, parent: &Path) -> Option<PathBuf> {
+    let limited = |dir: &&Path| {
+        ["memory.max", "memory.high", "cpu.max"]
+            .iter()
+            .filter_map(|file| fs::read_to_string(dir.join(file)).ok())
+            .any(|limit| !limit.starts_with("max"))
+    };
+    home.ancestors()
+        .take_while(|dir| *dir != root && !parent.starts_with(dir))
+        .find(limited)
+        .map(Path::to_owned)
+}
+
 /// Lets cgroups below `dir` have controllers, as far as it has some itself.
 fn enable(dir: &Path) {
     for controller in CONTROLLERS {
@@ -200,6 +221,25 @@ mod tests {
         assert_eq!(value("pids.max"), "100");
         assert_eq!(value("cpu.weight"), "39");
         assert_eq!(value("io.weight"), "default 5000");
+    }
+
+    #[test]
+    fn a_limit_of_somebody_elses_is_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let home = root.join("a/b");
+        fs::create_dir_all(&home).unwrap();
+        let set = |dir: &Path, file: &str, text: &str| fs::write(dir.join(file), text).unwrap();
+        set(&home, "memory.max", "max\n");
+        set(&home, "cpu.max", "max 100000\n");
+        let (beside, elsewhere) = (root.join("a"), root.join("casita"));
+        assert_eq!(limits_left(root, &home, &elsewhere), None);
+        set(&root.join("a"), "memory.max", "1000000\n");
+        assert_eq!(limits_left(root, &home, &elsewhere), Some(root.join("a")));
+        // What holds there as well is not left.
+        assert_eq!(limits_left(root, &home, &beside), None);
+        set(&home, "cpu.max", "50000 100000\n");
+        assert_eq!(limits_left(root, &home, &beside), Some(home));
     }
 
     #[test]
