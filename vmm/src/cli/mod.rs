@@ -293,7 +293,7 @@ fn report_console(lines: &[String]) {
 }
 
 /// Without characters that would break the line or drive the terminal.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| {
             if c.is_control() {

@@ -297,8 +297,10 @@ impl SandboxRequest {
             let why = "it is not a JSON object".to_owned();
             return Err(RequestError::Json(why));
         }
-        let request: Self =
-            serde_json::from_slice(json).map_err(|error| RequestError::Json(error.to_string()))?;
+        let request: Self = serde_json::from_slice(json).map_err(|error| {
+            // It may cite what stands there.
+            RequestError::Json(crate::cli::one_line(&error.to_string()))
+        })?;
         request.check()?;
         Ok(request)
     }
