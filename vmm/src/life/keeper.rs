@@ -24,7 +24,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair,
 };
-use rustix::process::{Pid, PidfdFlags, WaitOptions, getppid, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, waitpid};
 
 use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
@@ -64,6 +64,43 @@ pub(super) struct Keeper {
     room: Mutex<Option<OwnedFd>>,
 }
 
+/// The monitor, for its keeper.
+struct Monitor {
+    pid: Pid,
+    /// Absent on a host without such descriptors.
+    process: Option<OwnedFd>,
+}
+
+impl Monitor {
+    /// This process.
+    fn this() -> Self {
+        let pid = getpid();
+        Self {
+            pid,
+            process: pidfd_open(pid, PidfdFlags::empty()).ok(),
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.pid.as_raw_pid().cast_unsigned()
+    }
+
+    /// Whether it is still there, so that its number is its own.
+    fn lives(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| {
+            let now = rustix::event::Timespec::default();
+            poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)) == Ok(0)
+        })
+    }
+
+    fn wait_for_end(&self) {
+        let Some(process) = &self.process else { return };
+        while let Err(rustix::io::Errno::INTR) =
+            poll(&mut [PollFd::new(process, PollFlags::IN)], None)
+        {}
+    }
+}
+
 impl Kept {
     /// A VM whose process does all of it itself.
     pub(super) fn by_itself(vm: OwnedVm, after: After) -> Self {
@@ -82,18 +119,20 @@ impl Kept {
     pub(super) fn by_keeper(vm: OwnedVm, after: After) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // Found here: the parent of a child is another one from the moment that this is killed.
+        let monitor = Monitor::this();
         // SAFETY: the child has a copy of all memory, and this was the only thread that used it; it
         // ends without returning from here.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let kept = AssertUnwindSafe(|| keep_until_end(&theirs, vm, after));
+                let kept = AssertUnwindSafe(|| keep_until_end(&theirs, &monitor, vm, after));
                 let status = catch_unwind(kept).unwrap_or(101);
                 // SAFETY: ends this process at once: what else is in its memory is the monitor's.
                 unsafe { libc::_exit(status) }
             }
             child => {
-                drop(theirs);
+                drop((theirs, monitor));
                 let pid = Pid::from_raw(child).ok_or(io::ErrorKind::InvalidData)?;
                 Ok(Self {
                     vm,
@@ -254,17 +293,16 @@ impl Hears for Keeper {
 }
 
 /// The keeper's life; its exit status.
-fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
+fn keep_until_end(socket: &OwnedFd, monitor: &Monitor, mut vm: OwnedVm, after: After) -> i32 {
     let _ = rustix::thread::set_name(c"casita-keeper");
     vm.lend_lock();
-    let monitor = getppid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    if leave_files(socket, monitor.as_ref()).is_err() {
+    if leave_files(socket, monitor).is_err() {
         return 1;
     }
     let room = Room::make()
         .inspect_err(|error| log::debug!("namespaces can't be made beforehand: {error}"))
         .ok();
-    let cgroup = make_cgroup(socket, &vm, room.as_ref());
+    let cgroup = make_cgroup(socket, monitor, &vm, room.as_ref());
     let ending = listen(socket, &mut vm, cgroup.as_ref().map(Cgroup::dir), room);
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
@@ -272,7 +310,7 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     }
     // Killed, or ended by its own sandbox: the next command takes notice.
     let Some(ending) = ending else {
-        wait_for_end(monitor.as_ref());
+        monitor.wait_for_end();
         leave_network(&vm);
         if let Some(cgroup) = cgroup {
             cgroup.remove(None);
@@ -281,11 +319,11 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
     };
     leave_network(&vm);
     if let Some(cgroup) = cgroup {
-        cgroup.remove(getppid().map(|pid| pid.as_raw_pid().cast_unsigned()));
+        cgroup.remove(monitor.lives().then(|| monitor.number()));
     }
     let let_go = || {
         let _ = send(socket.as_fd(), &Answer::GoesOn, None);
-        wait_for_end(monitor.as_ref());
+        monitor.wait_for_end();
     };
     let answer = match after(vm, ending, &let_go) {
         Ok(()) => Answer::Done,
@@ -297,7 +335,12 @@ fn keep_until_end(socket: &OwnedFd, mut vm: OwnedVm, after: After) -> i32 {
 
 /// Makes the cgroup, and tells the monitor of it and of its namespaces: it waits for this word before
 /// its guest runs.
-fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cgroup> {
+fn make_cgroup(
+    socket: &OwnedFd,
+    monitor: &Monitor,
+    vm: &OwnedVm,
+    room: Option<&Room>,
+) -> Option<Cgroup> {
     let record = vm.record();
     let config = &record.config;
     let limits = CgroupLimits {
@@ -307,7 +350,9 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cg
         cpu_shares: config.cpu_shares,
         blkio_weight: config.blkio_weight,
     };
-    let monitor = getppid()?.as_raw_pid().cast_unsigned();
+    if !monitor.lives() {
+        return None;
+    }
     let tell = |made: &Result<Cgroup, String>| {
         let told = made.as_ref().map(Cgroup::dir).map_err(Clone::clone);
         let _ = send(
@@ -318,17 +363,17 @@ fn make_cgroup(socket: &OwnedFd, vm: &OwnedVm, room: Option<&Room>) -> Option<Cg
     };
     let made = Cgroup::make(record.id.as_str(), &limits);
     if config.sandbox == Some(Sandbox::Strict) {
-        let taken = made.and_then(|cgroup| cgroup.take(monitor));
+        let taken = made.and_then(|cgroup| cgroup.take(monitor.number()));
         tell(&taken);
         return taken.ok();
     }
     tell(&made);
-    let taken = made.ok()?.take(monitor);
+    let taken = made.ok()?.take(monitor.number());
     taken.inspect_err(|why| log::warn!("{why}")).ok()
 }
 
 /// Closes all that belongs to the monitor, and goes where it keeps no file system busy.
-fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
+fn leave_files(socket: &OwnedFd, monitor: &Monitor) -> io::Result<()> {
     // Without the one there is the other: what counts is that it is not the monitor's.
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.or_else(|_| File::open("/"))?;
@@ -336,7 +381,7 @@ fn leave_files(socket: &OwnedFd, monitor: Option<&OwnedFd>) -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     drop(null);
     let mut kept = vec![socket.as_raw_fd()];
-    kept.extend(monitor.map(AsRawFd::as_raw_fd));
+    kept.extend(monitor.process.as_ref().map(AsRawFd::as_raw_fd));
     crate::confine::close_all_but(&kept)?;
     std::env::set_current_dir("/")
 }
@@ -454,12 +499,5 @@ fn remove_socket(path: Option<&Path>) {
         && std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
     {
         let _ = std::fs::remove_file(path);
-    }
-}
-
-fn wait_for_end(monitor: Option<&OwnedFd>) {
-    let Some(monitor) = monitor else { return };
-    while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(monitor, PollFlags::IN)], None)
-    {
     }
 }
