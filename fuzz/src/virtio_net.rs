@@ -90,6 +90,8 @@ struct Rig {
     bell: UnixStream,
     waiting: Arc<Mutex<VecDeque<Vec<u8>>>>,
     mergeable: bool,
+    /// Sizes of the buffers that are out, which may be from earlier inputs.
+    posted: VecDeque<usize>,
     _events: EventLoop,
 }
 
@@ -125,6 +127,7 @@ impl Rig {
             bell,
             waiting,
             mergeable: features & (1 << 15) != 0,
+            posted: VecDeque::new(),
             _events: events,
         };
         // What is received does not depend on what the driver once asked for.
@@ -152,18 +155,23 @@ impl Rig {
         assert_eq!(self.driver.wait_used(TX, 1)[0].len, 0);
     }
 
-    /// A frame into buffers of this size, of which there are enough.
+    /// A frame into buffers that are out, and new ones of this size, of which there are enough.
     fn receive(&mut self, bytes: &[u8], size: u32) {
         let mut frame = bytes.to_vec();
         frame.resize(bytes.len().clamp(14, 1500), 0);
         let size = if self.mergeable { size.max(20) } else { 2000 };
         while self.driver.free_descriptors(RX) > 0 {
             self.driver.send(RX, &[], &[size]);
+            self.posted.push_back(size as usize);
         }
         self.waiting.lock().expect("no panic").push_back(frame.clone());
         self.bell.write_all(&[0]).expect("room");
         self.driver.kick(RX);
-        let count = (12 + frame.len()).div_ceil(size as usize);
+        let (mut count, mut room) = (0, 0);
+        while room < 12 + frame.len() {
+            room += self.posted.pop_front().expect("enough buffers");
+            count += 1;
+        }
         let used = self.driver.wait_used(RX, count);
         let got: Vec<u8> = used
             .iter()
