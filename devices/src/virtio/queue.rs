@@ -1,23 +1,23 @@
 //! A split virtqueue, section 2.7, as its device sees it.
 //!
-//! The indexes, the used ring and the event fields are those of the `virtio-queue` crate.
-//! Descriptors are read by [`super::walk`], which takes a bad chain for an error.
+//! The rings are read and written in [`ring`], descriptors in [`super::walk`], which takes a bad chain
+//! for an error.
 
 #![deny(clippy::indexing_slicing)]
 
+mod ring;
 mod state;
 
-use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::chain::{Chain, Segment};
 use super::device::DeviceNotifier;
-use super::spec::{AVAIL_F_NO_INTERRUPT, feature};
+use super::spec::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY, feature};
 use super::walk::{self, Table};
+use ring::Rings;
 
 pub use state::{QueueError, QueueState};
 
@@ -25,16 +25,24 @@ pub use state::{QueueError, QueueState};
 /// it. The first error stops it: from then on every call returns [`QueueError::Broken`].
 #[derive(Debug)]
 pub struct Queue {
-    ring: virtio_queue::Queue,
+    rings: Rings,
     memory: Arc<GuestMemoryMmap>,
     notifier: DeviceNotifier,
+    /// The settings, and where the queue was when it started.
+    state: QueueState,
     indirect: bool,
     broken: bool,
+    /// Index of the next chain to take.
+    next_avail: u16,
     /// The driver's available index when it was last read.
     available: u16,
+    /// Index of the next used element to write.
+    next_used: u16,
+    /// The used index that the driver sees.
+    flushed: u16,
+    /// The used index when the driver was last told, or did not want to be.
+    notified: u16,
     in_flight: u16,
-    /// Chains were completed since the last [`Queue::notify`].
-    completed: bool,
     /// Segment lists of completed chains, used again so that a request allocates nothing.
     spare: Vec<Vec<Segment>>,
 }
@@ -54,27 +62,23 @@ impl Queue {
             return Err(QueueError::NotReady);
         }
         state.validate(&memory)?;
-        let ring = virtio_queue::Queue::try_from(virtio_queue::QueueState {
-            max_size: state.max_size,
-            next_avail: state.next_avail,
-            next_used: state.next_used,
-            event_idx_enabled: features & feature::EVENT_IDX != 0,
-            size: state.size,
-            ready: true,
-            desc_table: state.desc_table,
-            avail_ring: state.avail_ring,
-            used_ring: state.used_ring,
-        })
-        .map_err(QueueError::Ring)?;
+        let rings = Rings::new(&memory, state).ok_or(QueueError::Split)?;
         Ok(Self {
-            ring,
+            rings,
             memory,
             notifier,
+            state: QueueState {
+                event_idx: features & feature::EVENT_IDX != 0,
+                ..state.clone()
+            },
             indirect: features & feature::INDIRECT_DESC != 0,
             broken: false,
+            next_avail: state.next_avail,
             available: state.next_avail,
+            next_used: state.next_used,
+            flushed: state.next_used,
+            notified: state.next_used,
             in_flight: state.in_flight(),
-            completed: false,
             spare: Vec::new(),
         })
     }
@@ -89,34 +93,31 @@ impl Queue {
     }
 
     fn try_pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        let next = self.ring.next_avail();
+        let next = self.next_avail;
         if next == self.available {
             self.read_available_index()?;
             if next == self.available {
                 return Ok(None);
             }
         }
-        let head = self.read_head(next)?;
-        let table = Table {
-            addr: GuestAddress(self.ring.desc_table()),
-            len: u32::from(self.ring.size()),
-        };
+        let (head, size) = (self.rings.head(next), self.size());
+        if head >= size {
+            return Err(QueueError::Head { head, size });
+        }
         let segments = self.spare.pop().unwrap_or_default();
-        let chain = walk::walk(&self.memory, table, head, self.indirect, segments)
+        let table = GuestAddress(self.state.desc_table);
+        let chain = Table::direct(&self.memory, table, size)
+            .and_then(|table| walk::walk(&self.memory, table, head, self.indirect, segments))
             .map_err(|source| QueueError::BadChain { head, source })?;
-        self.ring.set_next_avail(next.wrapping_add(1));
+        self.next_avail = next.wrapping_add(1);
         self.in_flight += 1;
         Ok(Some(chain))
     }
 
     fn read_available_index(&mut self) -> Result<(), QueueError> {
-        let from = self.ring.next_avail();
-        // Acquire: what the driver wrote before the index is seen after it.
-        let Wrapping(to) = self
-            .ring
-            .avail_idx(&*self.memory, Ordering::Acquire)
-            .map_err(QueueError::Ring)?;
-        let (size, in_flight) = (self.ring.size(), self.in_flight);
+        let from = self.next_avail;
+        let to = self.rings.available_index();
+        let (size, in_flight) = (self.size(), self.in_flight);
         if to.wrapping_sub(from) > size - in_flight {
             return Err(QueueError::AvailableIndex {
                 from,
@@ -129,21 +130,6 @@ impl Queue {
         Ok(())
     }
 
-    fn read_head(&self, next: u16) -> Result<u16, QueueError> {
-        let size = self.ring.size();
-        // The ring was found in RAM, so its addresses do not wrap.
-        let at = self.ring.avail_ring() + 4 + 2 * u64::from(next % size);
-        let head = self
-            .memory
-            .load(GuestAddress(at), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(QueueError::Memory)?;
-        if head >= size {
-            return Err(QueueError::Head { head, size });
-        }
-        Ok(head)
-    }
-
     /// Undoes the latest [`Queue::pop`]: `chain` is the one that it returned, and the next one to be
     /// taken. Several are put back in the opposite order. The driver notices nothing.
     ///
@@ -154,8 +140,7 @@ impl Queue {
             let head = chain.head();
             let left = queue.in_flight.checked_sub(1);
             queue.in_flight = left.ok_or(QueueError::NotTaken { head })?;
-            let next = queue.ring.next_avail().wrapping_sub(1);
-            queue.ring.set_next_avail(next);
+            queue.next_avail = queue.next_avail.wrapping_sub(1);
             queue.spare.push(chain.into_segments());
             Ok(())
         })
@@ -166,69 +151,85 @@ impl Queue {
     /// is told by [`Queue::notify`].
     ///
     /// # Errors
-    /// The used ring cannot be written, or the queue is broken.
+    /// The chain was not taken, or the queue is broken.
     pub fn complete(&mut self, chain: Chain, len: u32) -> Result<(), QueueError> {
+        self.fill(chain, len)?;
+        self.flush();
+        Ok(())
+    }
+
+    /// As [`Queue::complete`], but the driver sees nothing of it before [`Queue::notify`] or the next
+    /// [`Queue::complete`]: chains that belong together appear at once.
+    ///
+    /// # Errors
+    /// The chain was not taken, or the queue is broken.
+    pub fn fill(&mut self, chain: Chain, len: u32) -> Result<(), QueueError> {
         self.latch(|queue| {
             let head = chain.head();
-            if queue.in_flight == 0 {
-                return Err(QueueError::NotTaken { head });
-            }
+            let left = queue.in_flight.checked_sub(1);
+            queue.in_flight = left.ok_or(QueueError::NotTaken { head })?;
             let len = len.min(chain.writable_len());
-            queue
-                .ring
-                .add_used(&*queue.memory, head, len)
-                .map_err(QueueError::Ring)?;
-            queue.in_flight -= 1;
-            queue.completed = true;
+            queue.rings.set_used(queue.next_used, head, len);
+            queue.next_used = queue.next_used.wrapping_add(1);
             queue.spare.push(chain.into_segments());
             Ok(())
         })
+    }
+
+    fn flush(&mut self) {
+        if self.flushed != self.next_used {
+            self.flushed = self.next_used;
+            self.rings.set_used_index(self.flushed);
+        }
     }
 
     /// Interrupts the driver if chains were completed since the last call and the driver wants to
     /// know (sections 2.7.7 and 2.7.10). Once after a batch is enough.
     ///
     /// # Errors
-    /// A ring cannot be read, or the queue is broken.
+    /// The queue is broken.
     pub fn notify(&mut self) -> Result<(), QueueError> {
         self.latch(|queue| {
-            if std::mem::take(&mut queue.completed) && queue.driver_wants_interrupt()? {
-                queue.notifier.buffers_used();
+            queue.flush();
+            if queue.notified != queue.flushed {
+                if queue.driver_wants_interrupt() {
+                    queue.notifier.buffers_used();
+                }
+                queue.notified = queue.flushed;
             }
             Ok(())
         })
     }
 
-    fn driver_wants_interrupt(&mut self) -> Result<bool, QueueError> {
-        if self.ring.event_idx_enabled() {
-            return self
-                .ring
-                .needs_notification(&*self.memory)
-                .map_err(QueueError::Ring);
-        }
-        // The used index has to be seen before the flags are read: the driver clears the flag
-        // and then looks at the index once more.
+    fn driver_wants_interrupt(&self) -> bool {
+        // The used index has to be seen before this is read: the driver asks, and then looks at the
+        // index once more.
         fence(Ordering::SeqCst);
-        let flags = GuestAddress(self.ring.avail_ring());
-        let flags = self
-            .memory
-            .load(flags, Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(QueueError::Memory)?;
-        Ok(flags & AVAIL_F_NO_INTERRUPT == 0)
+        if self.state.event_idx {
+            let (new, old) = (self.flushed, self.notified);
+            // The driver's index is among those that are new, section 2.7.10.1.
+            let behind = new.wrapping_sub(self.rings.used_event()).wrapping_sub(1);
+            behind < new.wrapping_sub(old)
+        } else {
+            self.rings.available_flags() & AVAIL_F_NO_INTERRUPT == 0
+        }
     }
 
     /// Asks the driver to kick when it makes the next chain available. True if one came
     /// meanwhile, of which there may be no kick: the queue has to be drained again.
     ///
     /// # Errors
-    /// A ring cannot be reached, or the queue is broken.
+    /// The queue is broken.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
         self.latch(|queue| {
-            queue
-                .ring
-                .enable_notification(&*queue.memory)
-                .map_err(QueueError::Ring)
+            if queue.state.event_idx {
+                queue.rings.set_available_event(queue.next_avail);
+            } else {
+                queue.rings.set_used_flags(0);
+            }
+            // The driver has to see that before the index is read.
+            fence(Ordering::SeqCst);
+            Ok(queue.rings.available_index() != queue.next_avail)
         })
     }
 
@@ -236,19 +237,20 @@ impl Queue {
     /// the same.
     ///
     /// # Errors
-    /// A ring cannot be written, or the queue is broken.
+    /// The queue is broken.
     pub fn disable_notification(&mut self) -> Result<(), QueueError> {
         self.latch(|queue| {
-            queue
-                .ring
-                .disable_notification(&*queue.memory)
-                .map_err(QueueError::Ring)
+            // With events it is enough that the one that was asked for has passed.
+            if !queue.state.event_idx {
+                queue.rings.set_used_flags(USED_F_NO_NOTIFY);
+            }
+            Ok(())
         })
     }
 
     /// Number of descriptors, a power of two.
     pub fn size(&self) -> u16 {
-        self.ring.size()
+        self.state.size
     }
 
     /// Chains that were taken and not given back.
@@ -268,18 +270,14 @@ impl Queue {
 
     /// Settings and indexes, for a queue that goes on later. Chains in flight are lost to it, so
     /// they are completed before.
-    pub fn into_state(self) -> QueueState {
-        let state = self.ring.state();
+    pub fn into_state(mut self) -> QueueState {
+        if !self.broken {
+            self.flush();
+        }
         QueueState {
-            max_size: state.max_size,
-            size: state.size,
-            ready: state.ready,
-            desc_table: state.desc_table,
-            avail_ring: state.avail_ring,
-            used_ring: state.used_ring,
-            next_avail: state.next_avail,
-            next_used: state.next_used,
-            event_idx: state.event_idx_enabled,
+            next_avail: self.next_avail,
+            next_used: self.flushed,
+            ..self.state
         }
     }
 

@@ -5,7 +5,9 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice,
+};
 
 use super::chain::{Chain, Segment};
 use super::memory::is_writable;
@@ -83,57 +85,71 @@ pub enum ChainFault {
     Memory(#[source] GuestMemoryError),
 }
 
-/// A table of descriptors.
+/// A table of descriptors, where it is in the host's memory.
 #[derive(Clone, Copy)]
-pub(super) struct Table {
-    pub addr: GuestAddress,
+pub(super) struct Table<'m> {
+    bytes: VolatileSlice<'m>,
     /// Number of descriptors.
-    pub len: u32,
+    len: u32,
 }
 
-impl Table {
-    fn read(self, memory: &GuestMemoryMmap, index: u16) -> Result<Descriptor, ChainFault> {
+impl<'m> Table<'m> {
+    /// The table of a queue of `size` descriptors.
+    ///
+    /// # Errors
+    /// It is not in one mapping of RAM.
+    pub fn direct(
+        memory: &'m GuestMemoryMmap,
+        addr: GuestAddress,
+        size: u16,
+    ) -> Result<Self, ChainFault> {
+        let len = u32::from(size);
+        let bytes = memory.get_slice(addr, (DESCRIPTOR_SIZE as u32 * len) as usize);
+        let bytes = bytes.map_err(ChainFault::Memory)?;
+        Ok(Self { bytes, len })
+    }
+
+    fn read(self, index: u16) -> Result<Descriptor, ChainFault> {
         if u32::from(index) >= self.len {
             let len = self.len;
             return Err(ChainFault::OutsideTable { index, len });
         }
-        // The table lies in RAM, so its addresses do not wrap.
-        let at = self.addr.0 + DESCRIPTOR_SIZE * u64::from(index);
-        let mut bytes = [0; DESCRIPTOR_SIZE as usize];
-        match memory.get_slice(GuestAddress(at), bytes.len()) {
-            Ok(slice) => {
-                slice.copy_to(&mut bytes);
-            }
-            // It may cross from one mapping of RAM to the next.
-            Err(_) => memory
-                .read_slice(&mut bytes, GuestAddress(at))
-                .map_err(ChainFault::Memory)?,
-        }
+        let at = DESCRIPTOR_SIZE as usize * usize::from(index);
+        let mut bytes = [0_u8; DESCRIPTOR_SIZE as usize];
+        self.bytes
+            .subslice(at, bytes.len())
+            .map_err(|error| ChainFault::Memory(error.into()))?
+            .copy_to(&mut bytes);
         Ok(zerocopy::transmute!(bytes))
     }
 
     fn indirect(
-        memory: &GuestMemoryMmap,
+        memory: &'m GuestMemoryMmap,
         index: u16,
         descriptor: &Descriptor,
     ) -> Result<Self, ChainFault> {
-        let bytes = descriptor.len.get();
-        let len = bytes / DESCRIPTOR_SIZE as u32;
-        let whole = u64::from(bytes).is_multiple_of(DESCRIPTOR_SIZE);
+        let size = descriptor.len.get();
+        let len = size / DESCRIPTOR_SIZE as u32;
+        let whole = u64::from(size).is_multiple_of(DESCRIPTOR_SIZE);
         if !whole || len == 0 || len > MAX_INDIRECT_DESCRIPTORS {
-            return Err(ChainFault::IndirectLength { len: bytes });
+            return Err(ChainFault::IndirectLength { len: size });
         }
-        let addr = GuestAddress(descriptor.addr.get());
-        check_in_ram(memory, index, descriptor)?;
-        Ok(Self { addr, len })
+        let addr = descriptor.addr.get();
+        let bytes = memory.get_slice(GuestAddress(addr), size as usize);
+        let bytes = bytes.map_err(|_| ChainFault::NotInRam {
+            index,
+            addr,
+            len: size,
+        })?;
+        Ok(Self { bytes, len })
     }
 }
 
 /// Follows the chain that starts at `head`. `segments` is an empty vector to fill, which spares an
 /// allocation when it was used before.
-pub(super) fn walk(
-    memory: &GuestMemoryMmap,
-    mut table: Table,
+pub(super) fn walk<'m>(
+    memory: &'m GuestMemoryMmap,
+    mut table: Table<'m>,
     head: u16,
     indirect_negotiated: bool,
     segments: Vec<Segment>,
@@ -144,7 +160,7 @@ pub(super) fn walk(
     // A chain has each descriptor of a table at most once, so this also ends circles.
     let mut left = table.len;
     loop {
-        let descriptor = table.read(memory, index)?;
+        let descriptor = table.read(index)?;
         left = left.checked_sub(1).ok_or(ChainFault::Loop)?;
         let flags = descriptor.flags.get();
         if flags & desc_flags::INDIRECT != 0 {

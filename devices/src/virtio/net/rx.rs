@@ -185,7 +185,7 @@ impl Receiver {
     }
 
     /// Completes the header and the first bytes of a frame that has landed, and gives the chains that it is
-    /// in to the driver.
+    /// in to the driver: all at once, as it does not wait for the rest of a frame.
     fn give(&mut self, header: VnetHeader, len: usize) -> Result<(), QueueError> {
         let whole = u64::from(HEADER_LEN) + len as u64;
         let (mut count, mut covered) = (0_u16, 0);
@@ -214,7 +214,7 @@ impl Receiver {
             left -= filled;
             self.held_len -= u64::from(room);
             emptied += pieces;
-            self.started.queue.complete(chain, filled as u32)?;
+            self.started.queue.fill(chain, filled as u32)?;
         }
         self.row.drop_first(emptied);
         Ok(())

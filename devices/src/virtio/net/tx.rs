@@ -153,7 +153,7 @@ impl Transmitter {
             counters.count_dropped();
             None
         };
-        self.started.queue.complete(chain, 0)?;
+        self.started.queue.fill(chain, 0)?;
         Ok(paused)
     }
 

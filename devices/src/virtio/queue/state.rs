@@ -185,10 +185,10 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
+    /// A ring lies in two mappings of RAM.
+    #[error("a ring is not in one piece of RAM")]
+    Split,
     /// A ring could not be reached.
     #[error("a ring cannot be reached")]
     Memory(#[source] GuestMemoryError),
-    /// A ring could not be updated.
-    #[error("a ring cannot be updated")]
-    Ring(#[source] virtio_queue::Error),
 }

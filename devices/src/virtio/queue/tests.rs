@@ -1,7 +1,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test may panic")]
 
 use proptest::prelude::*;
-use vm_memory::{Address, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestMemoryBackend};
 
 use super::*;
 use crate::testing::{CountingInterrupt, FakeDriver};
@@ -134,10 +134,7 @@ fn buffer_across_two_mappings_of_ram_is_whole() {
         (GuestAddress(0x10_000), 0x10_000),
     ];
     let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-    let table = Table {
-        addr: GuestAddress(0),
-        len: 1,
-    };
+    let table = Table::direct(&memory, GuestAddress(0), 1).unwrap();
     for (addr, in_ram) in [(0xfff0, true), (0x1_ffe0, true), (0x1_ffe1, false)] {
         let only = descriptor(addr, 0x20, desc_flags::WRITE, 0);
         let bytes: [u8; 16] = zerocopy::transmute!(only);
@@ -227,10 +224,8 @@ fn bad_indirect_tables_are_errors() {
         let len = 16 * inner.len() as u32;
         let outer = descriptor(table, len, desc_flags::INDIRECT, 0);
         driver.write_descriptor(0, 0, &outer);
-        let whole = Table {
-            addr: GuestAddress(driver.layout(0).desc),
-            len: 4,
-        };
+        let whole = GuestAddress(driver.layout(0).desc);
+        let whole = Table::direct(&memory, whole, 4).unwrap();
         walk::walk(&memory, whole, 0, true, Vec::new()).expect_err("a bad table was taken")
     };
     let next = desc_flags::NEXT;
@@ -314,6 +309,24 @@ fn head_outside_of_the_table_is_an_error() {
         driver.publish(0, head);
         assert!(matches!(queue.pop(), Err(QueueError::Head { size: 4, .. })));
         assert!(matches!(queue.notify(), Err(QueueError::Broken)));
+    }
+}
+
+#[test]
+fn chains_that_belong_together_appear_at_once() {
+    for features in [FEATURES, FEATURES | feature::EVENT_IDX] {
+        let (mut driver, mut queue, interrupt) = pair(8, features);
+        let heads = [(); 3].map(|()| driver.send(0, &[], &[1]));
+        for _ in &heads {
+            let chain = queue.pop().unwrap().unwrap();
+            queue.fill(chain, 1).unwrap();
+            assert!(driver.used(0).is_empty());
+        }
+        assert_eq!(queue.in_flight(), 0);
+        queue.notify().unwrap();
+        assert_eq!(interrupt.count(), 1);
+        let used: Vec<_> = driver.used(0).iter().map(|used| used.head).collect();
+        assert_eq!(used, heads);
     }
 }
 
