@@ -46,6 +46,22 @@ static const char *net_answer(struct device *d) {
     return 0;
 }
 
+/* virtio 1.2, 5.5.6: inflates by one page, which is in its buffer. */
+static void post_balloon(struct device *d) {
+    u64 page = d->buffer + 0x3000;
+    write8(page, 0xee);
+    fill(d->buffer, 0, 16);
+    write32(d->buffer, (u32)(page >> 12));
+    describe(d->queue[0].desc, 0, d->buffer, 4, 0, 0);
+    publish(d, 0, 0);
+    kick(d, 0);
+}
+
+static const char *balloon_answer(struct device *d) {
+    wait_used(d, 0, "request");
+    return read8(d->buffer + 0x3000) == 0 ? 0 : "the page is still there";
+}
+
 /* virtio 1.2, 5.10.6: asks for a connection to a port of the host at which nobody listens. */
 static void post_vsock(struct device *d) {
     u64 table = d->queue[0].desc, header = d->buffer;
@@ -100,6 +116,7 @@ static const struct kind kinds[] = {
     { 1, "net", 0, 1 << 1, 0, post_net, net_answer },
     { 2, "block", 0, 1 << 0, 0, post_block, block_answer },
     { 4, "rng", 0, 1 << 0, 0, post_rng, rng_answer },
+    { BALLOON, "balloon", 0, 1 << 0, 0, post_balloon, balloon_answer },
     { 19, "vsock", F_VSOCK_STREAM, 1 << 1, 0, post_vsock, vsock_answer },
     /* Its chains are taken by a program of the host's, which has its own way with bad ones. */
     { 26, "fs", 0, 0, 1, post_fs, fs_answer },

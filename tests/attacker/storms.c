@@ -77,13 +77,15 @@ void attack_resets(struct device *d) {
 
 /* What the second processor rewrites: a header and a descriptor's length. */
 static volatile u64 racing_buffer, racing_table;
+/* Of numbers of pages: a balloon takes those, and may have what is in the buffers alone. */
+static volatile u32 racing_base;
 
 static void rewrite(void) {
     for (u32 turn = 0; !second_stops; turn++) {
         u64 buffer = racing_buffer, table = racing_table;
         if (!buffer) continue;
-        write32(buffer, turn % 14);
-        write64(buffer + 8, turn & 64 ? ~0UL : turn % 4);
+        write32(buffer, racing_base + turn % 14);
+        write64(buffer + 8, turn & 64 ? ~0UL : racing_base + turn % 4);
         write32(table + 16 + 8, turn & 1 ? 512 : 0xffffffff);
         write16(table + 12, turn & 2 ? NEXT : NEXT | INDIRECT);
     }
@@ -94,6 +96,7 @@ void attack_headers(struct device *d) {
     if (!running && !start_second(rewrite)) return;
     running = 1;
     u32 queue = d->kind->eager & 2 ? 1 : 0;
+    racing_base = d->kind->id == BALLOON ? BUFFERS >> 12 : 0;
     start(d, 0);
     for (u32 turn = 0; turn < 500; turn++) {
         u64 table = d->queue[queue].desc;
