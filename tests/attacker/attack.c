@@ -32,6 +32,8 @@ static void carry_out(const struct attack *attack) {
     for (u32 at = 0; at < count; at++) {
         attack->run(&devices[at]);
         works(&devices[at], attack->name);
+        say(devices[at].kind->name);
+        say(" works\n");
     }
     all_work(attack->name);
     say(attack->name);

@@ -220,11 +220,15 @@ impl Said {
         said
     }
 
-    /// Waits until standard output, from the byte `from` on, has `text`; returns where it ends.
+    /// Waits until standard output, from the byte `from` on, has `text`; returns where it ends. Patience
+    /// begins again with each byte that comes.
     pub(crate) fn wait_for(&self, text: &str, from: usize) -> Result<usize> {
-        let start = Instant::now();
         let mut state = self.state();
+        let (mut start, mut len) = (Instant::now(), state.stdout.len());
         loop {
+            if state.stdout.len() > len {
+                (start, len) = (Instant::now(), state.stdout.len());
+            }
             let new = state.stdout.get(from..).unwrap_or_default();
             if let Some(at) = find(new, text.as_bytes()) {
                 return Ok(from + at + text.len());

@@ -107,12 +107,18 @@ fn layers() -> Result<()> {
 
 /// Whether each thread of the monitor `pid` is confined, as this kernel tells.
 pub(super) fn confined(pid: i32) -> Result<()> {
+    let mut threads = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-        let status = fs::read_to_string(task.path().join("status"))?;
+        // It may have ended meanwhile.
+        let Ok(status) = fs::read_to_string(task.path().join("status")) else {
+            continue;
+        };
         for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000"] {
             ensure!(status.contains(line), "{line} was expected in\n{status}");
         }
+        threads += 1;
     }
+    ensure!(threads > 0, "process {pid} is gone");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     ensure!(
         mounts.lines().count() == 1,
