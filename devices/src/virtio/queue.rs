@@ -28,21 +28,17 @@ pub struct Queue {
     rings: Rings,
     memory: Arc<GuestMemoryMmap>,
     notifier: DeviceNotifier,
-    /// The settings, and where the queue was when it started.
+    /// The settings, and the indexes: of the next chain to take, and up to which the driver sees used
+    /// elements.
     state: QueueState,
     indirect: bool,
     broken: bool,
-    /// Index of the next chain to take.
-    next_avail: u16,
     /// The driver's available index when it was last read.
     available: u16,
     /// Index of the next used element to write.
-    next_used: u16,
-    /// The used index that the driver sees.
-    flushed: u16,
+    filled: u16,
     /// The used index when the driver was last told, or did not want to be.
     notified: u16,
-    in_flight: u16,
     /// Segment lists of completed chains, used again so that a request allocates nothing.
     spare: Vec<Vec<Segment>>,
 }
@@ -62,7 +58,7 @@ impl Queue {
             return Err(QueueError::NotReady);
         }
         state.validate(&memory)?;
-        let rings = Rings::new(&memory, state).ok_or(QueueError::Split)?;
+        let rings = Rings::new(&memory, state).map_err(QueueError::Memory)?;
         Ok(Self {
             rings,
             memory,
@@ -73,12 +69,9 @@ impl Queue {
             },
             indirect: features & feature::INDIRECT_DESC != 0,
             broken: false,
-            next_avail: state.next_avail,
             available: state.next_avail,
-            next_used: state.next_used,
-            flushed: state.next_used,
+            filled: state.next_used,
             notified: state.next_used,
-            in_flight: state.in_flight(),
             spare: Vec::new(),
         })
     }
@@ -93,7 +86,7 @@ impl Queue {
     }
 
     fn try_pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        let next = self.next_avail;
+        let next = self.state.next_avail;
         if next == self.available {
             self.read_available_index()?;
             if next == self.available {
@@ -109,15 +102,14 @@ impl Queue {
         let chain = Table::direct(&self.memory, table, size)
             .and_then(|table| walk::walk(&self.memory, table, head, self.indirect, segments))
             .map_err(|source| QueueError::BadChain { head, source })?;
-        self.next_avail = next.wrapping_add(1);
-        self.in_flight += 1;
+        self.state.next_avail = next.wrapping_add(1);
         Ok(Some(chain))
     }
 
     fn read_available_index(&mut self) -> Result<(), QueueError> {
-        let from = self.next_avail;
+        let from = self.state.next_avail;
         let to = self.rings.available_index();
-        let (size, in_flight) = (self.size(), self.in_flight);
+        let (size, in_flight) = (self.size(), self.in_flight());
         if to.wrapping_sub(from) > size - in_flight {
             return Err(QueueError::AvailableIndex {
                 from,
@@ -137,10 +129,8 @@ impl Queue {
     /// No chain is out, or the queue is broken.
     pub fn put_back(&mut self, chain: Chain) -> Result<(), QueueError> {
         self.latch(|queue| {
-            let head = chain.head();
-            let left = queue.in_flight.checked_sub(1);
-            queue.in_flight = left.ok_or(QueueError::NotTaken { head })?;
-            queue.next_avail = queue.next_avail.wrapping_sub(1);
+            queue.was_taken(&chain)?;
+            queue.state.next_avail = queue.state.next_avail.wrapping_sub(1);
             queue.spare.push(chain.into_segments());
             Ok(())
         })
@@ -165,21 +155,28 @@ impl Queue {
     /// The chain was not taken, or the queue is broken.
     pub fn fill(&mut self, chain: Chain, len: u32) -> Result<(), QueueError> {
         self.latch(|queue| {
-            let head = chain.head();
-            let left = queue.in_flight.checked_sub(1);
-            queue.in_flight = left.ok_or(QueueError::NotTaken { head })?;
+            queue.was_taken(&chain)?;
             let len = len.min(chain.writable_len());
-            queue.rings.set_used(queue.next_used, head, len);
-            queue.next_used = queue.next_used.wrapping_add(1);
+            queue.rings.set_used(queue.filled, chain.head(), len);
+            queue.filled = queue.filled.wrapping_add(1);
             queue.spare.push(chain.into_segments());
             Ok(())
         })
     }
 
+    /// That there is a chain to give back or to put back.
+    fn was_taken(&self, chain: &Chain) -> Result<(), QueueError> {
+        if self.in_flight() == 0 {
+            let head = chain.head();
+            return Err(QueueError::NotTaken { head });
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) {
-        if self.flushed != self.next_used {
-            self.flushed = self.next_used;
-            self.rings.set_used_index(self.flushed);
+        if self.state.next_used != self.filled {
+            self.state.next_used = self.filled;
+            self.rings.set_used_index(self.filled);
         }
     }
 
@@ -191,11 +188,11 @@ impl Queue {
     pub fn notify(&mut self) -> Result<(), QueueError> {
         self.latch(|queue| {
             queue.flush();
-            if queue.notified != queue.flushed {
+            if queue.notified != queue.filled {
                 if queue.driver_wants_interrupt() {
                     queue.notifier.buffers_used();
                 }
-                queue.notified = queue.flushed;
+                queue.notified = queue.filled;
             }
             Ok(())
         })
@@ -206,7 +203,7 @@ impl Queue {
         // index once more.
         fence(Ordering::SeqCst);
         if self.state.event_idx {
-            let (new, old) = (self.flushed, self.notified);
+            let (new, old) = (self.filled, self.notified);
             // The driver's index is among those that are new, section 2.7.10.1.
             let behind = new.wrapping_sub(self.rings.used_event()).wrapping_sub(1);
             behind < new.wrapping_sub(old)
@@ -223,13 +220,13 @@ impl Queue {
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
         self.latch(|queue| {
             if queue.state.event_idx {
-                queue.rings.set_available_event(queue.next_avail);
+                queue.rings.set_available_event(queue.state.next_avail);
             } else {
                 queue.rings.set_used_flags(0);
             }
             // The driver has to see that before the index is read.
             fence(Ordering::SeqCst);
-            Ok(queue.rings.available_index() != queue.next_avail)
+            Ok(queue.rings.available_index() != queue.state.next_avail)
         })
     }
 
@@ -255,7 +252,7 @@ impl Queue {
 
     /// Chains that were taken and not given back.
     pub fn in_flight(&self) -> u16 {
-        self.in_flight
+        self.state.next_avail.wrapping_sub(self.filled)
     }
 
     /// The memory that the rings and the chains are in.
@@ -274,11 +271,7 @@ impl Queue {
         if !self.broken {
             self.flush();
         }
-        QueueState {
-            next_avail: self.next_avail,
-            next_used: self.flushed,
-            ..self.state
-        }
+        self.state
     }
 
     fn latch<T>(

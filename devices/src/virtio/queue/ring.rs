@@ -8,11 +8,10 @@
 )]
 #![deny(clippy::indexing_slicing)]
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
 use super::QueueState;
 
@@ -31,13 +30,19 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// The rings of a queue whose settings are valid. None if one of them is not in one mapping.
-    pub fn new(memory: &Arc<GuestMemoryMmap>, state: &QueueState) -> Option<Self> {
+    /// The rings of a queue whose settings are valid.
+    ///
+    /// # Errors
+    /// One of them is not in one mapping of RAM.
+    pub fn new(
+        memory: &Arc<GuestMemoryMmap>,
+        state: &QueueState,
+    ) -> Result<Self, GuestMemoryError> {
         let size = usize::from(state.size);
         // The flags and the index, the entries, and the event field.
         let available = START + HEAD_SIZE * size + 2;
         let used = START + USED_SIZE * size + 2;
-        Some(Self {
+        Ok(Self {
             available: Area::new(memory, state.avail_ring, available)?,
             used: Area::new(memory, state.used_ring, used)?,
             size,
@@ -102,7 +107,7 @@ impl Rings {
 /// A part of guest memory, mapped for as long as this lives.
 #[derive(Debug)]
 struct Area {
-    base: NonNull<u8>,
+    base: *mut u8,
     len: usize,
     /// Keeps it mapped.
     _memory: Arc<GuestMemoryMmap>,
@@ -110,15 +115,12 @@ struct Area {
 
 // SAFETY: the pointer points into `_memory`, which is Send and Sync; all accesses are atomic.
 unsafe impl Send for Area {}
-// SAFETY: as above.
-unsafe impl Sync for Area {}
 
 impl Area {
-    fn new(memory: &Arc<GuestMemoryMmap>, addr: u64, len: usize) -> Option<Self> {
-        let slice = memory.get_slice(GuestAddress(addr), len).ok()?;
-        let base = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
-        Some(Self {
-            base,
+    fn new(memory: &Arc<GuestMemoryMmap>, addr: u64, len: usize) -> Result<Self, GuestMemoryError> {
+        let slice = memory.get_slice(GuestAddress(addr), len)?;
+        Ok(Self {
+            base: slice.ptr_guard_mut().as_ptr(),
             len,
             _memory: Arc::clone(memory),
         })
@@ -142,7 +144,7 @@ impl Area {
         let fits = at
             .checked_add(size_of::<T>())
             .is_some_and(|end| end <= self.len);
-        let place = self.base.as_ptr().wrapping_add(at).cast::<T>();
+        let place = self.base.wrapping_add(at).cast::<T>();
         assert!(fits && place.is_aligned(), "{at} is not in the ring");
         place
     }

@@ -185,9 +185,6 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
-    /// A ring lies in two mappings of RAM.
-    #[error("a ring is not in one piece of RAM")]
-    Split,
     /// A ring could not be reached.
     #[error("a ring cannot be reached")]
     Memory(#[source] GuestMemoryError),
