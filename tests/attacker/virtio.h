@@ -25,10 +25,10 @@ enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
 
 struct device;
 
-/* What the attacker knows of a kind of device. Whatever is not known is attacked all the same. */
 /* The kind of device that takes page numbers. */
 #define BALLOON 5
 
+/* What the attacker knows of a kind of device. Whatever is not known is attacked all the same. */
 struct kind {
     u32 id;
     const char *name;
