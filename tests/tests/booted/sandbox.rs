@@ -457,8 +457,11 @@ fn hostile_paths() -> Result<()> {
         !names.contains("abs") && !names.contains("root"),
         "{names:?}"
     );
-    // The link that was there has given way to a file.
-    ensure!(fs::symlink_metadata(place.path("target/file"))?.is_file());
+    // The link that was there has given way to a file; each of a file's two names is one.
+    for name in ["target/file", "target/hard"] {
+        ensure!(fs::symlink_metadata(place.path(name))?.is_file(), "{name}");
+        ensure!(fs::read_to_string(place.path(name))? == "evil\n", "{name}");
+    }
     Ok(())
 }
 

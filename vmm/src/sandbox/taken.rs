@@ -1,6 +1,8 @@
 //! Files that are taken out of a run, from the archives that its guest has made. Whatever a guest
 //! writes, no more is kept than was asked for, and nothing but files.
 
+use std::collections::HashMap;
+
 use casita_agent::tar::{BLOCK, Entry, Kind, Reader, Step, TarError, padding};
 
 use super::Bytes;
@@ -32,6 +34,8 @@ struct Archive {
     reader: Reader,
     block: Vec<u8>,
     state: State,
+    /// Where in [`Taken::files`] the files of this archive are, by their paths.
+    places: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -67,6 +71,7 @@ impl Taken {
             reader: Reader::default(),
             block: Vec::with_capacity(BLOCK),
             state: State::Header,
+            places: HashMap::new(),
         });
     }
 
@@ -105,6 +110,13 @@ impl Taken {
         }
     }
 
+    fn too_much(&self) -> String {
+        format!(
+            "with it there would be more to take than the limit of {} bytes",
+            self.limit
+        )
+    }
+
     /// Whether there is room for one more file of this name and size.
     fn makes_room(&mut self, name: &str, size: u64) -> bool {
         let left = self.left.checked_sub(size);
@@ -136,7 +148,7 @@ impl Archive {
                     match step {
                         Step::More => {}
                         Step::End => self.state = State::Over,
-                        Step::Entry(entry) => self.state = enter(&entry, &self.path, taken),
+                        Step::Entry(entry) => self.enter(&entry, taken),
                     }
                 }
             }
@@ -156,12 +168,77 @@ impl Archive {
                     *padding -= cut(bytes, *padding).len();
                 }
                 if *left == 0 && *padding == 0 {
-                    taken.files.extend(file.take());
+                    let file = file.take();
                     self.state = State::Header;
+                    self.keep(file, taken);
                 }
             }
         }
         Ok(())
+    }
+
+    /// What becomes of an entry.
+    fn enter(&mut self, entry: &Entry, taken: &mut Taken) {
+        let (mut file, mut left_out) = (None, None);
+        match (below(&self.path, &entry.path), &entry.kind) {
+            (None, _) => {
+                let why = "its archive has a path that leads out of it";
+                left_out = Some((self.path.clone(), why.to_owned()));
+            }
+            (Some(_), Kind::Directory) => {}
+            (Some(name), Kind::File) if taken.makes_room(&name, entry.size) => {
+                file = Some(TakenFile {
+                    path: name,
+                    mode: entry.mode & 0o777,
+                    data: Bytes::default(),
+                });
+            }
+            (Some(name), Kind::File) => left_out = Some((name, taken.too_much())),
+            (Some(name), Kind::HardLink(target)) => match self.place(target) {
+                // Which of a file's names comes first is for the guest's file system to say: each
+                // is a file of its own here.
+                Some(place) if taken.makes_room(&name, taken.files[place].data.0.len() as u64) => {
+                    let first = &taken.files[place];
+                    file = Some(TakenFile {
+                        path: name,
+                        mode: first.mode,
+                        data: first.data.clone(),
+                    });
+                }
+                Some(_) => left_out = Some((name, taken.too_much())),
+                None => {
+                    let why = "it is another name of a file that was not taken";
+                    left_out = Some((name, why.to_owned()));
+                }
+            },
+            (Some(name), kind) => left_out = Some((name, what(kind).to_owned())),
+        }
+        if let Some((name, why)) = left_out {
+            taken.not(&name, &why);
+        }
+        if entry.size == 0 {
+            self.keep(file, taken);
+        } else {
+            self.state = State::Content {
+                file,
+                left: entry.size,
+                padding: padding(entry.size),
+            };
+        }
+    }
+
+    /// Where the file is that the archive calls `target`, if that came and was taken.
+    fn place(&self, target: &[u8]) -> Option<usize> {
+        let place = self.places.get(&below(&self.path, target)?)?;
+        Some(*place)
+    }
+
+    /// Takes a file that is whole.
+    fn keep(&mut self, file: Option<TakenFile>, taken: &mut Taken) {
+        if let Some(file) = file {
+            self.places.insert(file.path.clone(), taken.files.len());
+            taken.files.push(file);
+        }
     }
 }
 
@@ -172,52 +249,12 @@ fn cut<'a>(bytes: &mut &'a [u8], most: usize) -> &'a [u8] {
     cut
 }
 
-/// What becomes of an entry of the archive of `path`.
-fn enter(entry: &Entry, path: &str, taken: &mut Taken) -> State {
-    let (size, pad) = (entry.size, padding(entry.size));
-    let name = below(path, &entry.path);
-    let file = match (name, &entry.kind) {
-        (None, _) => {
-            taken.not(path, "its archive has a path that leads out of it");
-            None
-        }
-        (Some(_), Kind::Directory) => None,
-        (Some(name), Kind::File) if taken.makes_room(&name, size) => Some(TakenFile {
-            path: name,
-            mode: entry.mode & 0o777,
-            data: Bytes::default(),
-        }),
-        (Some(name), Kind::File) => {
-            let why = format!(
-                "with it there would be more to take than the limit of {} bytes",
-                taken.limit
-            );
-            taken.not(&name, &why);
-            None
-        }
-        (Some(name), kind) => {
-            taken.not(&name, what(kind));
-            None
-        }
-    };
-    if size == 0 {
-        taken.files.extend(file);
-        return State::Header;
-    }
-    State::Content {
-        file,
-        left: size,
-        padding: pad,
-    }
-}
-
 fn what(kind: &Kind) -> &'static str {
     match kind {
         Kind::Symlink(_) => "it is a symbolic link",
-        Kind::HardLink(_) => "it is another name of a file that comes before it",
         Kind::CharDevice { .. } | Kind::BlockDevice { .. } => "it is a device",
         Kind::Fifo => "it is a FIFO",
-        Kind::File | Kind::Directory => "it is of a kind that is not taken",
+        Kind::File | Kind::HardLink(_) | Kind::Directory => "it is of a kind that is not taken",
     }
 }
 
@@ -311,6 +348,37 @@ mod tests {
         let taken = taken("/out", &archive(&entries), 5000, 100);
         assert!(taken.files.is_empty(), "{:?}", taken.files);
         assert_eq!(taken.left_out.len(), entries.len());
+    }
+
+    #[test]
+    fn each_name_of_a_file_is_a_file_within_the_limit() {
+        let link = |path, target: &[u8]| entry(path, Kind::HardLink(target.to_vec()), b"");
+        let bytes = archive(&[
+            entry("o/d/a", Kind::File, b"four"),
+            link("o/b", b"o/d/a"),
+            link("o/c", b"o/b"),
+            link("o/e", b"o/e"),
+            link("o/g", b"/o/d/a"),
+            link("o/h", b"o/d/a"),
+        ]);
+        let taken = taken("/o", &bytes, 12, 100);
+        let all: Vec<_> = taken
+            .files
+            .iter()
+            .map(|file| (file.path.as_str(), file.mode, file.data.0.as_slice()))
+            .collect();
+        let four: &[u8] = b"four";
+        assert_eq!(
+            all,
+            [
+                ("/o/d/a", 0o755, four),
+                ("/o/b", 0o755, four),
+                ("/o/c", 0o755, four)
+            ]
+        );
+        let not: Vec<_> = taken.left_out.iter().map(|not| not.path.as_str()).collect();
+        assert_eq!(not, ["/o/e", "/o/g", "/o/h"]);
+        assert!(taken.left_out[2].why.contains("limit of 12 bytes"));
     }
 
     #[test]
