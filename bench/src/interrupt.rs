@@ -120,6 +120,18 @@ impl Child {
         self.child.stdin.take()
     }
 
+    /// Whether it has ended; does not wait.
+    ///
+    /// # Errors
+    /// If it is not ours to ask for.
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        let ended = self.child.try_wait()?.is_some();
+        if ended {
+            self.forget();
+        }
+        Ok(ended)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -41,8 +41,10 @@ pub enum Part {
     Memory(PartArgs),
     /// fio in the guest
     Fio(PartArgs),
-    /// The guest's network
+    /// The guest's network, over a tap device
     Net(PartArgs),
+    /// The guest's network, over passt
+    Passt(PartArgs),
     /// Makes the root image of all VMs: busybox, fio, iperf3 and the scripts that run them
     Image {
         /// Where it goes
@@ -89,7 +91,8 @@ pub fn run(part: Part, casita: &Path) -> Result<()> {
         Part::Import(args) => ("import", import::measure, args),
         Part::Memory(args) => ("memory", memory::measure, args),
         Part::Fio(args) => ("fio", fio::measure, args),
-        Part::Net(args) => ("net", net::measure, args),
+        Part::Net(args) => ("net", net::over_tap, args),
+        Part::Passt(args) => ("passt", net::over_passt, args),
         Part::Image { file } => {
             let folder = file.parent().unwrap_or(Path::new("."));
             return toolimage::make(&file, &["fio", "iperf3"], folder);

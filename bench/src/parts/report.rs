@@ -11,7 +11,7 @@ use crate::parts::result::{Goal, PartResult, Row};
 use crate::tables::figure;
 
 /// The parts in the order of the report, with their headings.
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 10] = [
     ("start", "Start of a monitor"),
     ("boot", "Boot"),
     ("run", "A command in a new VM"),
@@ -20,7 +20,10 @@ const PARTS: [(&str, &str); 8] = [
     ("import", "Image import"),
     ("memory", "Memory"),
     ("fio", "Disk"),
+    ("net", "Network over tap"),
+    ("passt", "Network over passt"),
 ];
+
 /// Joins the parts in `dir`: results.json for programs, results.txt and standard output for people.
 pub fn report(dir: &Path) -> Result<()> {
     let mut results = Vec::new();
