@@ -2,14 +2,18 @@
 //! device works after a reset.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use casita_devices::bus::BusDevice;
 use casita_devices::event_loop::EventLoop;
-use casita_devices::testing::{CountingInterrupt, FakeDriver, RingLayout};
+use casita_devices::testing::{CountingInterrupt, FakeDriver, Nowhere, RingLayout};
+use casita_devices::virtio::balloon::{Balloon, Discard};
 use casita_devices::virtio::block::{Block, BlockConfig, Engine};
 use casita_devices::virtio::device::VirtioDevice;
+use casita_devices::virtio::net::{MacAddress, Net, NetConfig};
+use casita_devices::virtio::pmem::{Pmem, PmemState};
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig};
@@ -45,7 +49,45 @@ const KINDS: &[Kind] = &[
         readable: &[0; 44],
         writable: &[],
     },
+    Kind {
+        make: net,
+        queue: 1,
+        readable: &[0; 72],
+        writable: &[],
+    },
+    Kind {
+        make: || Box::new(Pmem::new("fuzz", IMAGE)),
+        queue: 0,
+        readable: &[0; 4],
+        writable: &[4],
+    },
+    Kind {
+        make: || Box::new(Balloon::new("fuzz", Arc::new(Keeper))),
+        queue: 0,
+        readable: &[1, 0, 0, 0],
+        writable: &[],
+    },
 ];
+
+const IMAGE: PmemState = PmemState {
+    start: 1 << 30,
+    size: 2 << 20,
+};
+
+/// Memory of which nothing is given back.
+struct Keeper;
+
+impl Discard for Keeper {
+    fn discard(&self, _addr: GuestAddress, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn net() -> Box<dyn VirtioDevice> {
+    let config = NetConfig::new(MacAddress([2, 0, 0, 0, 0, 1]));
+    let nowhere = Nowhere::new().expect("a descriptor");
+    Box::new(Net::new("fuzz", &config, vec![Box::new(nowhere)]).expect("a device"))
+}
 
 fn disk() -> Box<dyn VirtioDevice> {
     let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC);

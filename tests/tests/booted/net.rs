@@ -48,6 +48,8 @@ pub fn tests(suite: &mut Suite) {
     suite.test_if(passt(), "passt_killed_takes_the_link_down", passt_killed);
     suite.test_if(passt(), "passt_ends_with_its_monitor", passt_ends);
     suite.test_if(tap(), "a_tap_device_works_both_ways", tap_works);
+    let vhost = tap().or_else(|| machine::lacks_file("/dev/vhost-net".as_ref()));
+    suite.test_if(vhost, "a_tap_device_works_by_vhost_net", vhost_works);
     suite.test_if(
         tap(),
         "a_tap_device_that_goes_takes_the_link_down",
@@ -444,10 +446,20 @@ fn passt_ends() -> Result<()> {
     gone(passt)
 }
 
+/// With a rate, which the kernel would not keep to, the monitor moves the frames itself.
 fn tap_works() -> Result<()> {
+    works_both_ways(&["--net-rate", "10G"], false)
+}
+
+fn vhost_works() -> Result<()> {
+    works_both_ways(&[], true)
+}
+
+fn works_both_ways(rate: &[&str], vhost: bool) -> Result<()> {
     let place = Place::new()?;
     let ip_option = "10.99.1.2/24,gw=10.99.1.1";
-    let options = ["--net", "tap:cst0", "--ip", ip_option, "--memory", "128M"];
+    let mut options = vec!["--net", "tap:cst0", "--ip", ip_option, "--memory", "128M"];
+    options.extend(rate);
     let vm = Vm::start(&place, &options, SERVE)?;
     ip("addr add 10.99.1.1/24 dev cst0")?;
     let server = SocketAddr::new(IpAddr::from([10, 99, 1, 2]), 80);
@@ -476,6 +488,29 @@ fn tap_works() -> Result<()> {
         network["interface"] == "cst0" && network["mode"] == "tap",
         "{network}"
     );
+    ensure!(network["vhost"] == vhost, "{network}");
+    // More than the rings have room for, and whole.
+    let sum = vm.asks("head -c 8000000 /dev/zero | md5sum")?;
+    for take in [false, true] {
+        let listener = TcpListener::bind("10.99.1.1:0")?;
+        let port = listener.local_addr()?.port();
+        let other = thread::spawn(move || bulk(&listener, take));
+        let script = if take {
+            format!("head -c 8000000 /dev/zero | nc 10.99.1.1 {port}")
+        } else {
+            format!("nc 10.99.1.1 {port} </dev/null | md5sum")
+        };
+        let text = vm.asks(&script)?;
+        let got = other.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(
+            if take {
+                got == 8_000_000
+            } else {
+                text == sum
+            },
+            "taken from the guest: {take}; {got} bytes, {text:?}"
+        );
+    }
     let stats = vm
         .casita("stats", &["--format", "json"])
         .finish()?
@@ -492,6 +527,19 @@ fn tap_works() -> Result<()> {
         ensure!(!fs::exists("/sys/class/net/cst0")?, "cst0 is still there");
         Ok(())
     })
+}
+
+/// Takes a connection, and all that comes by it, or sends so much; returns how many bytes that were.
+fn bulk(listener: &TcpListener, take: bool) -> Result<u64> {
+    let (mut stream, _) = listener.accept()?;
+    if take {
+        let mut zeros = Vec::new();
+        stream.read_to_end(&mut zeros)?;
+        ensure!(zeros.iter().all(|&byte| byte == 0), "not what was sent");
+        return Ok(zeros.len() as u64);
+    }
+    stream.write_all(&vec![0; 8_000_000])?;
+    Ok(8_000_000)
 }
 
 fn tap_gone() -> Result<()> {
