@@ -57,11 +57,14 @@ pub fn make(image: &Path, programs: &[&str], folder: &Path) -> Result<()> {
     let new = image.with_extension("new");
     let mut command = Command::new("mkfs.erofs");
     command
-        .args(["-T", "0", "--all-root"])
+        .args(["-T", "0", "--all-root", "-E", "noinline_data"])
         .arg(&new)
         .arg(tree)
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
     output_of(&mut command).context("the image can't be made; it takes erofs-utils")?;
+    // As casita makes its own, so that it can be memory of the guest's.
+    let file = fs::File::options().write(true).open(&new)?;
+    file.set_len(file.metadata()?.len().next_multiple_of(2 << 20))?;
     fs::rename(&new, image).with_context(|| format!("writing {}", image.display()))
 }
 

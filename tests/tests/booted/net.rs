@@ -503,11 +503,7 @@ fn works_both_ways(rate: &[&str], vhost: bool) -> Result<()> {
         let text = vm.asks(&script)?;
         let got = other.join().map_err(|_| anyhow::anyhow!("a panic"))??;
         ensure!(
-            if take {
-                got == 8_000_000
-            } else {
-                text == sum
-            },
+            if take { got == 8_000_000 } else { text == sum },
             "taken from the guest: {take}; {got} bytes, {text:?}"
         );
     }
