@@ -50,6 +50,6 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
             }
         }
     }
-    result.set_goal(WHAT, CASITA, Goal::AtMost(3.0));
+    result.set_goal(WHAT, CASITA, Goal::AtMost(2.5));
     Ok(())
 }
