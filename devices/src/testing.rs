@@ -4,7 +4,7 @@
 //! Everything here panics when something is not as a driver would expect it.
 
 mod driver;
-mod wire;
+mod idle;
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::interrupt::Interrupt;
 
 pub use driver::{FakeDriver, RingLayout, Used};
-pub use wire::Nowhere;
+pub use idle::{Keeper, idle_net};
 
 /// How long a device may take before a test has failed.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -2,23 +2,20 @@
 //! driver may see (virtio 1.2, 4.2.2 and 2.1).
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use casita_devices::bus::BusDevice;
 use casita_devices::event_loop::EventLoop;
-use casita_devices::testing::{CountingInterrupt, FakeDriver, Nowhere};
-use casita_devices::virtio::balloon::{Balloon, Discard};
+use casita_devices::testing::{CountingInterrupt, FakeDriver, Keeper, idle_net};
+use casita_devices::virtio::balloon::Balloon;
 use casita_devices::virtio::block::{Block, BlockConfig};
 use casita_devices::virtio::device::VirtioDevice;
-use casita_devices::virtio::net::{MacAddress, Net, NetConfig};
 use casita_devices::virtio::pmem::{Pmem, PmemState};
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::spec::{mmio, status};
 use casita_devices::virtio::transport::mmio::MmioTransport;
 use casita_devices::virtio::vsock::{Vsock, VsockConfig};
-use vm_memory::GuestAddress;
 
 const IMAGE: PmemState = PmemState {
     start: 1 << 30,
@@ -53,9 +50,14 @@ fn rigs() -> Vec<Rig> {
         rig(Box::new(Rng::new("rng")), 0, &[], &[16]),
         rig(Box::new(disk()), 0, &[0; 16], &[512, 1]),
         rig(Box::new(vsock), 1, &[0; 44], &[]),
-        rig(Box::new(net()), 1, &[0; 72], &[]),
+        rig(Box::new(idle_net("net")), 1, &[0; 72], &[]),
         rig(Box::new(Pmem::new("pmem", IMAGE)), 0, &[0; 4], &[4]),
-        rig(Box::new(balloon()), 0, &[1, 0, 0, 0], &[]),
+        rig(
+            Box::new(Balloon::new("balloon", Arc::new(Keeper))),
+            0,
+            &[1, 0, 0, 0],
+            &[],
+        ),
     ]
 }
 
@@ -64,24 +66,6 @@ fn disk() -> Block {
         File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.set_len(1 << 20).unwrap();
     Block::new(file, Path::new("disk"), &BlockConfig::default()).unwrap()
-}
-
-fn net() -> Net {
-    let config = NetConfig::new(MacAddress([2, 0, 0, 0, 0, 1]));
-    Net::new("net", &config, vec![Box::new(Nowhere::new().unwrap())]).unwrap()
-}
-
-fn balloon() -> Balloon {
-    Balloon::new("balloon", Arc::new(Keeper))
-}
-
-/// Memory of which nothing is given back.
-struct Keeper;
-
-impl Discard for Keeper {
-    fn discard(&self, _addr: GuestAddress, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn rig(

@@ -2,17 +2,15 @@
 //! device works after a reset.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use casita_devices::bus::BusDevice;
 use casita_devices::event_loop::EventLoop;
-use casita_devices::testing::{CountingInterrupt, FakeDriver, Nowhere, RingLayout};
-use casita_devices::virtio::balloon::{Balloon, Discard};
+use casita_devices::testing::{CountingInterrupt, FakeDriver, Keeper, RingLayout, idle_net};
+use casita_devices::virtio::balloon::Balloon;
 use casita_devices::virtio::block::{Block, BlockConfig, Engine};
 use casita_devices::virtio::device::VirtioDevice;
-use casita_devices::virtio::net::{MacAddress, Net, NetConfig};
 use casita_devices::virtio::pmem::{Pmem, PmemState};
 use casita_devices::virtio::rng::Rng;
 use casita_devices::virtio::transport::mmio::MmioTransport;
@@ -50,7 +48,7 @@ const KINDS: &[Kind] = &[
         writable: &[],
     },
     Kind {
-        make: net,
+        make: || Box::new(idle_net("fuzz")),
         queue: 1,
         readable: &[0; 72],
         writable: &[],
@@ -73,21 +71,6 @@ const IMAGE: PmemState = PmemState {
     start: 1 << 30,
     size: 2 << 20,
 };
-
-/// Memory of which nothing is given back.
-struct Keeper;
-
-impl Discard for Keeper {
-    fn discard(&self, _addr: GuestAddress, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn net() -> Box<dyn VirtioDevice> {
-    let config = NetConfig::new(MacAddress([2, 0, 0, 0, 0, 1]));
-    let nowhere = Nowhere::new().expect("a descriptor");
-    Box::new(Net::new("fuzz", &config, vec![Box::new(nowhere)]).expect("a device"))
-}
 
 fn disk() -> Box<dyn VirtioDevice> {
     let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC);

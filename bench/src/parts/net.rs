@@ -131,10 +131,8 @@ fn measure(subjects: &Subjects, ways: &[Way], result: &mut PartResult) -> Result
 
 fn write_program(path: &PathBuf) -> Result<()> {
     std::fs::write(path, NET_PEER)?;
-    Ok(std::fs::set_permissions(
-        path,
-        Permissions::from_mode(0o755),
-    )?)
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))?;
+    Ok(())
 }
 
 /// One VM: both transfers, the questions, and the connections.
@@ -222,8 +220,8 @@ fn casita(subjects: &Subjects, way: Way) -> Result<Command> {
     Ok(command)
 }
 
-fn socket(subjects: &Subjects) -> String {
-    subjects.work.join("passt/socket").display().to_string()
+fn socket(subjects: &Subjects) -> PathBuf {
+    subjects.work.join("passt/socket")
 }
 
 fn qemu(subjects: &Subjects, way: Way) -> Command {
@@ -243,7 +241,7 @@ fn qemu(subjects: &Subjects, way: Way) -> Command {
         Way::Passt => (
             format!(
                 "stream,id=net,server=off,addr.type=unix,addr.path={}",
-                socket(subjects)
+                socket(subjects).display()
             ),
             format!(",host_mtu={PASST_MTU}"),
         ),
@@ -267,7 +265,7 @@ fn qemu(subjects: &Subjects, way: Way) -> Command {
 
 /// passt for QEMU, with what casita gives its own.
 fn start_passt(subjects: &Subjects) -> Result<Child> {
-    let socket = PathBuf::from(socket(subjects));
+    let socket = socket(subjects);
     let folder = socket.parent().context("a folder")?;
     std::fs::create_dir_all(folder)?;
     // Where anybody may: as root it becomes somebody else before it makes its socket.
@@ -359,5 +357,13 @@ mod tests {
         assert_eq!(numbers::<2>(b"12 3\n").unwrap(), [12.0, 3.0]);
         assert!(numbers::<3>(b"12 3\n").is_err());
         assert!(numbers::<1>(b"an error\n").is_err());
+    }
+
+    #[test]
+    fn each_way_has_its_goal() {
+        let ways = [Way::Tap, Way::Vhost, Way::Passt];
+        let names: Vec<&str> = ways.iter().map(|way| way.name()).collect();
+        assert_eq!(names, ["tap", "tap with vhost-net", "passt"]);
+        assert!(Way::Tap.goal() > Way::Vhost.goal());
     }
 }

@@ -489,21 +489,22 @@ fn works_both_ways(rate: &[&str], vhost: bool) -> Result<()> {
         "{network}"
     );
     ensure!(network["vhost"] == vhost, "{network}");
-    // More than the rings have room for, and whole.
-    let sum = vm.asks("head -c 8000000 /dev/zero | md5sum")?;
+    // What is too much for the rings arrives whole.
+    let zeros = format!("head -c {BULK} /dev/zero");
+    let sum = vm.asks(&format!("{zeros} | md5sum"))?;
     for take in [false, true] {
         let listener = TcpListener::bind("10.99.1.1:0")?;
         let port = listener.local_addr()?.port();
         let other = thread::spawn(move || bulk(&listener, take));
         let script = if take {
-            format!("head -c 8000000 /dev/zero | nc 10.99.1.1 {port}")
+            format!("{zeros} | nc 10.99.1.1 {port}")
         } else {
             format!("nc 10.99.1.1 {port} </dev/null | md5sum")
         };
         let text = vm.asks(&script)?;
         let got = other.join().map_err(|_| anyhow::anyhow!("a panic"))??;
         ensure!(
-            if take { got == 8_000_000 } else { text == sum },
+            if take { got == BULK } else { text == sum },
             "taken from the guest: {take}; {got} bytes, {text:?}"
         );
     }
@@ -525,17 +526,20 @@ fn works_both_ways(rate: &[&str], vhost: bool) -> Result<()> {
     })
 }
 
-/// Takes a connection, and all that comes by it, or sends so much; returns how many bytes that were.
-fn bulk(listener: &TcpListener, take: bool) -> Result<u64> {
+/// More than the rings have room for.
+const BULK: usize = 8_000_000;
+
+/// Takes a connection, and all that comes by it, or sends [`BULK`] bytes; returns how many bytes that were.
+fn bulk(listener: &TcpListener, take: bool) -> Result<usize> {
     let (mut stream, _) = listener.accept()?;
     if take {
         let mut zeros = Vec::new();
         stream.read_to_end(&mut zeros)?;
         ensure!(zeros.iter().all(|&byte| byte == 0), "not what was sent");
-        return Ok(zeros.len() as u64);
+        return Ok(zeros.len());
     }
-    stream.write_all(&vec![0; 8_000_000])?;
-    Ok(8_000_000)
+    stream.write_all(&vec![0; BULK])?;
+    Ok(BULK)
 }
 
 fn tap_gone() -> Result<()> {

@@ -110,13 +110,6 @@ impl Taken {
         }
     }
 
-    fn too_much(&self) -> String {
-        format!(
-            "with it there would be more to take than the limit of {} bytes",
-            self.limit
-        )
-    }
-
     /// Whether there is room for one more file of this name and size.
     fn makes_room(&mut self, name: &str, size: u64) -> bool {
         let left = self.left.checked_sub(size);
@@ -179,43 +172,10 @@ impl Archive {
 
     /// What becomes of an entry.
     fn enter(&mut self, entry: &Entry, taken: &mut Taken) {
-        let (mut file, mut left_out) = (None, None);
-        match (below(&self.path, &entry.path), &entry.kind) {
-            (None, _) => {
-                let why = "its archive has a path that leads out of it";
-                left_out = Some((self.path.clone(), why.to_owned()));
-            }
-            (Some(_), Kind::Directory) => {}
-            (Some(name), Kind::File) if taken.makes_room(&name, entry.size) => {
-                file = Some(TakenFile {
-                    path: name,
-                    mode: entry.mode & 0o777,
-                    data: Bytes::default(),
-                });
-            }
-            (Some(name), Kind::File) => left_out = Some((name, taken.too_much())),
-            (Some(name), Kind::HardLink(target)) => match self.place(target) {
-                // Which of a file's names comes first is for the guest's file system to say: each
-                // is a file of its own here.
-                Some(place) if taken.makes_room(&name, taken.files[place].data.0.len() as u64) => {
-                    let first = &taken.files[place];
-                    file = Some(TakenFile {
-                        path: name,
-                        mode: first.mode,
-                        data: first.data.clone(),
-                    });
-                }
-                Some(_) => left_out = Some((name, taken.too_much())),
-                None => {
-                    let why = "it is another name of a file that was not taken";
-                    left_out = Some((name, why.to_owned()));
-                }
-            },
-            (Some(name), kind) => left_out = Some((name, what(kind).to_owned())),
-        }
-        if let Some((name, why)) = left_out {
+        let file = self.file(entry, taken).unwrap_or_else(|(name, why)| {
             taken.not(&name, &why);
-        }
+            None
+        });
         if entry.size == 0 {
             self.keep(file, taken);
         } else {
@@ -225,6 +185,48 @@ impl Archive {
                 padding: padding(entry.size),
             };
         }
+    }
+
+    /// The file that an entry makes, as far as it is known before its content comes; none of a directory.
+    ///
+    /// # Errors
+    /// It is left out: under what name, and why.
+    fn file(
+        &self,
+        entry: &Entry,
+        taken: &mut Taken,
+    ) -> Result<Option<TakenFile>, (String, String)> {
+        let Some(path) = below(&self.path, &entry.path) else {
+            let why = "its archive has a path that leads out of it";
+            return Err((self.path.clone(), why.to_owned()));
+        };
+        // Which of a file's names comes first is for the guest's file system to say: each is a file of its
+        // own here.
+        let first = match &entry.kind {
+            Kind::Directory => return Ok(None),
+            Kind::File => None,
+            Kind::HardLink(target) => {
+                let place = self.place(target);
+                if place.is_none() {
+                    let why = "it is another name of a file that was not taken";
+                    return Err((path, why.to_owned()));
+                }
+                place
+            }
+            kind => return Err((path, what(kind).to_owned())),
+        };
+        let size = first.map_or(entry.size, |place| taken.files[place].data.0.len() as u64);
+        if !taken.makes_room(&path, size) {
+            let limit = taken.limit;
+            let why =
+                format!("with it there would be more to take than the limit of {limit} bytes");
+            return Err((path, why));
+        }
+        let (mode, data) = match first {
+            None => (entry.mode & 0o777, Bytes::default()),
+            Some(place) => (taken.files[place].mode, taken.files[place].data.clone()),
+        };
+        Ok(Some(TakenFile { path, mode, data }))
     }
 
     /// Where the file is that the archive calls `target`, if that came and was taken.
