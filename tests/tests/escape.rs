@@ -379,6 +379,8 @@ fn told() -> Result<()> {
         // It was over before its start had been told, and nothing is left of it.
         return Ok(());
     }
+    let ended = place.casita(["wait", "hit"]).finish()?.expect(0)?;
+    ended.says(&["159"])?;
     let told = place.casita(["inspect", "hit"]).finish()?.expect(0)?;
     told.says(&["dead", "159", "41 (socket)"])?;
     Ok(())

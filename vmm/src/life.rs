@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use crate::cli::{CliError, EXIT_CASITA};
 use crate::config::{BootMode, DEFAULT_MEMORY, MachineConfig};
-use crate::confine::{Confinement, Ids, Most, Sandbox};
+use crate::confine::{Confinement, Ids, Most, Sandbox, Told};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Confine, Ended, MonitorError, OnGivenUp, VmRun};
@@ -229,7 +229,10 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
                 file: None,
             },
             inherited,
-            told: Some(keeper.socket().as_raw_fd()),
+            told: Some(Told {
+                socket: keeper.socket().as_raw_fd(),
+                lock: vm.vm.lock().map(AsRawFd::as_raw_fd),
+            }),
             ..Confinement::default()
         },
         cgroup: Box::new(move || waiting.cgroup()),

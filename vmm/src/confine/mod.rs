@@ -53,7 +53,7 @@ pub use privileges::Ids;
 pub use seccomp::enter_role;
 pub use syscalls::{Role, describe};
 pub use trial::trial;
-pub use violation::Violation;
+pub use violation::{Told, Violation};
 
 /// What stands between a taken-over monitor and its host, each on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -192,8 +192,8 @@ pub struct Confinement {
     pub room: Option<OwnedFd>,
     /// Descriptors that this process was started with and has no use for.
     pub inherited: Vec<RawFd>,
-    /// Who is told of a system call that is not allowed; a socket that keeps messages apart.
-    pub told: Option<RawFd>,
+    /// Who is told of a system call that is not allowed.
+    pub told: Option<Told>,
 }
 
 /// How this process is confined, as it was told once it was.

@@ -80,12 +80,22 @@ fn name_of(call: i64) -> &'static str {
     found.map_or("", |(_, name)| name)
 }
 
-/// The socket that is told.
-static TOLD: AtomicI32 = AtomicI32::new(-1);
+/// Who is told of a violation, and what goes with the word.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    /// A socket that keeps messages apart.
+    pub socket: RawFd,
+    /// What locks the VM: until the word is noted, nobody is to find it free, and without a reason.
+    pub lock: Option<RawFd>,
+}
 
-/// From here on a system call that is not allowed is told to `fd`.
-pub(super) fn tell(fd: RawFd) -> io::Result<()> {
-    TOLD.store(fd, Ordering::Relaxed);
+static SOCKET: AtomicI32 = AtomicI32::new(-1);
+static LOCK: AtomicI32 = AtomicI32::new(-1);
+
+/// From here on `told` is told of a system call that is not allowed.
+pub(super) fn tell(told: Told) -> io::Result<()> {
+    SOCKET.store(told.socket, Ordering::Relaxed);
+    LOCK.store(told.lock.unwrap_or(-1), Ordering::Relaxed);
     // SAFETY: the structure is plain, and the handler does only what a handler may.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -115,15 +125,53 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         message[..4].copy_from_slice(MARK);
         message[4..8].copy_from_slice(&call.to_ne_bytes());
         libc::prctl(libc::PR_GET_NAME, message[8..].as_mut_ptr());
-        libc::send(
-            TOLD.load(Ordering::Relaxed),
-            message.as_ptr().cast(),
-            LEN,
-            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
-        );
+        send(&mut message);
         // Another one, while the signal is held back: that is fatal, and says so in the status.
         libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0);
         libc::_exit(128 + libc::SIGSYS);
+    }
+}
+
+/// Space for the header of a control message and one descriptor.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+// SAFETY: only adds.
+const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+
+/// Sends a message, with the lock if there is one.
+///
+/// # Safety
+/// It does only what the handler of a signal may.
+unsafe fn send(message: &mut [u8; LEN]) {
+    let socket = SOCKET.load(Ordering::Relaxed);
+    let lock = LOCK.load(Ordering::Relaxed);
+    let mut part = libc::iovec {
+        iov_base: message.as_mut_ptr().cast(),
+        iov_len: LEN,
+    };
+    let mut control = Control([0; CONTROL]);
+    // SAFETY: the structures are plain; the header points at what lives until the call is over, and
+    // the control message is as long as its space.
+    unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        if lock >= 0 {
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL;
+            let first = libc::CMSG_FIRSTHDR(&raw const header);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
+            libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(lock);
+        }
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        if libc::sendmsg(socket, &raw const header, flags) < 0 {
+            // The lock may be gone, handed over with the word of the end.
+            header.msg_controllen = 0;
+            libc::sendmsg(socket, &raw const header, flags);
+        }
     }
 }
 
@@ -142,5 +190,36 @@ mod tests {
         assert!(violation.to_string().contains("41 (socket)"));
         assert_eq!(Violation::parse(b"{}"), None);
         assert_eq!(Violation::parse(b"\xffSYS\x01"), None);
+    }
+
+    /// A lock taken by one descriptor is free when its last copy is closed, and no sooner.
+    #[test]
+    fn the_lock_is_held_until_the_word_is_read() {
+        use rustix::fs::{FlockOperation, flock};
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        use std::os::fd::AsRawFd;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = file.reopen().unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        SOCKET.store(ours.as_raw_fd(), Ordering::Relaxed);
+        LOCK.store(lock.as_raw_fd(), Ordering::Relaxed);
+        let mut message = [7; LEN];
+        // SAFETY: this is no handler, and may do all that one may.
+        unsafe { send(&mut message) };
+        // What the end of a process does.
+        drop((lock, ours));
+        let other = file.reopen().unwrap();
+        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
+        let mut read = [0; 2 * LEN];
+        assert_eq!(rustix::io::read(&theirs, &mut read), Ok(LEN));
+        assert_eq!(read[..LEN], message);
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
     }
 }

@@ -401,6 +401,8 @@ fn listen(
             let why = violation.to_string();
             log::error!("{why}");
             let _ = vm.note_violation(&why);
+            // From here on the VM can be found free.
+            drop(fd);
             continue;
         }
         let (answer, fd) = match serde_json::from_slice(&bytes) {

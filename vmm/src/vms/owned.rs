@@ -285,13 +285,18 @@ impl OwnedVm {
         let _ = std::fs::remove_file(self.home().file(super::vm::STOP));
     }
 
+    /// The lock, if it is this process's.
+    pub fn lock(&self) -> Option<&File> {
+        self.lock.0.as_ref()
+    }
+
     /// Another descriptor of the lock, for a process that is to be the owner; see [`Self::hand_over`].
     ///
     /// # Errors
     /// If no descriptor is left.
     pub fn lock_fd(&self) -> Result<OwnedFd, VmsError> {
         let path = self.home().file("lock");
-        let file = self.lock.0.as_ref().map(File::try_clone);
+        let file = self.lock().map(File::try_clone);
         file.transpose()
             .and_then(|file| file.ok_or_else(|| std::io::Error::other("it was handed over")))
             .map(OwnedFd::from)

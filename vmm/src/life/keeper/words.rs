@@ -98,7 +98,9 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Opt
     let count = loop {
         let parts = &mut [IoSliceMut::new(&mut bytes)];
         match recvmsg(socket, parts, &mut rights, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
+            // RESET: the other end is gone, and has left something unread. What it has said before is
+            // still there to be heard.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             other => break other?.bytes,
         }
     };
@@ -111,4 +113,26 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Opt
     }
     bytes.truncate(count);
     Ok(Some((bytes, fd)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_one_who_leaves_something_unread_are_heard() {
+        let flags = SocketFlags::CLOEXEC;
+        let (keeper, monitor) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        send(keeper.as_fd(), &"unread", None).unwrap();
+        send(monitor.as_fd(), &"last", None).unwrap();
+        drop(monitor);
+        let heard = receive(keeper.as_fd()).unwrap();
+        assert_eq!(heard.unwrap().0, br#""last""#);
+        assert!(receive(keeper.as_fd()).unwrap().is_none());
+    }
 }
