@@ -51,6 +51,23 @@ pub fn casita(subjects: &Subjects, memory: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// Removes the records of VMs whose monitors were killed, not the folders that all VMs are in.
+pub fn forget_vms(subjects: &Subjects) {
+    for folder in ["data/casita/vms/names", "data/casita/vms", "run/casita"] {
+        for entry in std::fs::read_dir(subjects.work.join(folder))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            if entry.file_name() == "names" {
+                continue;
+            }
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+        }
+    }
+}
+
 /// The same with the network that it has unless another is asked for.
 pub fn casita_with_network(subjects: &Subjects, memory: &str) -> Result<Command> {
     let mut command = program(subjects)?;

@@ -395,8 +395,6 @@ fn listen(
 ) -> Option<Ending> {
     loop {
         let (bytes, fd) = receive(socket.as_fd()).ok()??;
-        // Whoever speaks is in there, or has failed to.
-        drop(room.take());
         if let Some(violation) = Violation::parse(&bytes) {
             let why = violation.to_string();
             log::error!("{why}");
@@ -407,10 +405,16 @@ fn listen(
         }
         let (answer, fd) = match serde_json::from_slice(&bytes) {
             Ok(Word::Ended(ending)) => match take_lock(vm, fd) {
-                Ok(()) => return Some(ending),
+                Ok(()) => {
+                    vm.teller().read_network();
+                    return Some(ending);
+                }
                 Err(error) => (Answer::Failed(error.to_string()), None),
             },
             Ok(Word::Confined(mut confined)) => {
+                // It is in there, or has failed to.
+                drop(room.take());
+                vm.teller().read_network();
                 // Others will look there, and remove it.
                 confined.cgroup = cgroup.map(Path::to_owned);
                 let told = vm.teller().update(|state| state.sandbox = Some(confined));

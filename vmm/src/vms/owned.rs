@@ -70,26 +70,24 @@ impl Teller {
     pub fn tell(&self, news: News) -> Result<(), VmsError> {
         match &self.through {
             Some(other) => other.hear(news),
-            None if news == News::Networked => {
-                // Its monitor wrote that while it could: a list of ports may be longer than what is
-                // said at a time.
-                let written = self.home.read_state().network;
-                self.update(|state| state.network = written)
-            }
             None => self.update(|state| state.hear(news)),
         }
     }
 
-    /// Tells of the VM's network, while this process can write it down.
+    /// Tells of the VM's network, while this process can write it down; who keeps its record reads it
+    /// later, by [`Self::read_network`].
     ///
     /// # Errors
     /// If it can't be written.
     pub fn tell_network(&self, network: NetworkState) -> Result<(), VmsError> {
-        self.update(|state| state.network = Some(Box::new(network)))?;
-        match &self.through {
-            Some(other) => other.hear(News::Networked),
-            None => Ok(()),
-        }
+        self.update(|state| state.network = Some(Box::new(network)))
+    }
+
+    /// Takes notice of the network that another process has written down: a list of ports may be
+    /// longer than what is said at a time.
+    pub fn read_network(&self) {
+        let mut told = self.told();
+        told.state.network = self.home.read_state().network;
     }
 
     /// Changes the state as `change` says.

@@ -139,8 +139,6 @@ pub enum News {
     Paused,
     /// It goes on.
     Resumed,
-    /// It has got its network, which the file of its state tells of already.
-    Networked,
 }
 
 /// The exit code of a VM whose monitor was killed: as if by SIGKILL.

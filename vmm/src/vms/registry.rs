@@ -224,15 +224,17 @@ impl Registry {
         let Ok(entries) = fs::read_dir(&self.vms) else {
             return;
         };
-        for entry in entries.flatten() {
+        let is_left = |entry: &fs::DirEntry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(NEW) || name.starts_with(OLD) {
-                // What can't be removed is for the next one.
-                let _ = staging::remove_tree(&entry.path());
-            }
+            name.starts_with(NEW) || name.starts_with(OLD)
+        };
+        let left: Vec<_> = entries.flatten().filter(is_left).collect();
+        if left.is_empty() {
+            return;
         }
-        // Names that lead nowhere: of VMs that never were, or that went half-way.
+        // Names that lead nowhere: of VMs that never were, or that went half-way. Where there are
+        // any, there is something half made or removed beside them, which goes last.
         for name in fs::read_dir(self.vms.join("names"))
             .into_iter()
             .flatten()
@@ -242,6 +244,10 @@ impl Registry {
             if exists(&path) && !path.exists() {
                 let _ = fs::remove_file(&path);
             }
+        }
+        for entry in left {
+            // What can't be removed is for the next one.
+            let _ = staging::remove_tree(&entry.path());
         }
     }
 
