@@ -255,7 +255,7 @@ impl Machine {
     /// # Errors
     /// If the host has no thread left, or the console can't be used.
     pub fn start(mut self) -> Result<RunningMachine, RunError> {
-        let output = self.start_io()?;
+        self.start_io()?;
         let mut running = Running::new(self.vcpus.len());
         for (index, fd) in (0..).zip(self.vcpus.drain(..)) {
             let (buses, gate) = (self.buses.clone(), running.gate.clone());
@@ -263,6 +263,8 @@ impl Machine {
             let thread = thread.map_err(|source| RunError::Thread { index, source })?;
             running.threads.push(thread);
         }
+        // The threads make themselves ready beside each other.
+        let output = self.devices.serial.start_output(&self.io.handle())?;
         // They wait until this thread, too, has only what it needs.
         confine::enter_role(Role::Control);
         if let Some(net) = &mut self.devices.net {
@@ -276,14 +278,13 @@ impl Machine {
         })
     }
 
-    /// Starts the I/O thread, and the console's output on it.
-    fn start_io(&mut self) -> Result<SerialOutput, RunError> {
+    fn start_io(&mut self) -> Result<(), RunError> {
         let sender = self.sender.clone();
         self.io.start(move |message| {
             let thread = "io".to_owned();
             sender.send(Event::Panicked { thread, message });
         })?;
-        Ok(self.devices.serial.start_output(&self.io.handle())?)
+        Ok(())
     }
 }
 
