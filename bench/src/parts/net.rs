@@ -155,11 +155,15 @@ fn one(
     let processes = helpers(running.id())?;
     let name = |what: &str| format!("{}: {what}", way.name());
     for (what, reverse) in [(TO_GUEST, false), (FROM_GUEST, true)] {
-        let before = cpu(&processes)?;
+        let before = (cpu(&processes)?, frames(reverse));
         let rate = transfer(way, reverse)?;
-        let spent = (cpu(&processes)? - before) / MIB * 1024.0 / 1000.0;
+        let spent = (cpu(&processes)? - before.0) / MIB * 1024.0 / 1000.0;
         result.add(&name(what), who, "MiB/s", rate);
         result.add(&name(&format!("{what}, CPU for a GiB")), who, "s", spent);
+        if let (Some(before), Some(after)) = (before.1, frames(reverse)) {
+            let each = MIB * 1024.0 / (after - before).max(1.0);
+            result.add(&name(&format!("{what}, a frame")), who, "KiB", each);
+        }
     }
     let ask = ["ask", way.address(), PEER_PORT, QUESTIONS];
     let [mean, _, late] = numbers(&output_of(Command::new(peer).args(ask))?)?;
@@ -310,6 +314,13 @@ fn helpers(monitor: u32) -> Result<Vec<u32>> {
 fn cpu(processes: &[u32]) -> Result<f64> {
     let times = processes.iter().map(|&pid| CpuTime::of(pid));
     times.map(|time| Ok(time?.total_ms())).sum()
+}
+
+/// Frames that have gone over the tap device so far, if there is one.
+fn frames(from_guest: bool) -> Option<f64> {
+    let direction = if from_guest { "rx" } else { "tx" };
+    let path = format!("/sys/class/net/{TAP}/statistics/{direction}_packets");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// MiB a second that arrived.

@@ -406,7 +406,10 @@ fn listen(
         let (answer, fd) = match serde_json::from_slice(&bytes) {
             Ok(Word::Ended(ending)) => match take_lock(vm, fd) {
                 Ok(()) => {
-                    vm.teller().read_network();
+                    if vm.state().sandbox.is_none() {
+                        // It ended before it was confined, and has written for itself until now.
+                        vm.teller().read_network();
+                    }
                     return Some(ending);
                 }
                 Err(error) => (Answer::Failed(error.to_string()), None),
