@@ -416,6 +416,11 @@ impl FakeDriver {
         addr
     }
 
+    /// Bytes that are left for buffers, while chains are outstanding.
+    pub fn room(&self) -> u64 {
+        (self.memory.last_addr().0 + 1).saturating_sub(self.heap)
+    }
+
     /// Writes a descriptor of a queue's own table, whatever it says.
     pub fn write_descriptor(&self, queue: u16, index: u16, descriptor: &Descriptor) {
         let table = self.layout(queue).desc;
