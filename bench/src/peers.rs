@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
+use crate::interrupt::output_of;
 use crate::subjects::Subjects;
 
 /// The project's own name in tables.
@@ -51,23 +52,6 @@ pub fn casita(subjects: &Subjects, memory: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Removes the records of VMs whose monitors were killed, not the folders that all VMs are in.
-pub fn forget_vms(subjects: &Subjects) {
-    for folder in ["data/casita/vms/names", "data/casita/vms", "run/casita"] {
-        for entry in std::fs::read_dir(subjects.work.join(folder))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path();
-            if entry.file_name() == "names" {
-                continue;
-            }
-            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
-        }
-    }
-}
-
 /// The same with the network that it has unless another is asked for.
 pub fn casita_with_network(subjects: &Subjects, memory: &str) -> Result<Command> {
     let mut command = program(subjects)?;
@@ -79,6 +63,12 @@ pub fn casita_with_network(subjects: &Subjects, memory: &str) -> Result<Command>
         .arg(&subjects.image)
         .args(["--memory", memory, "--cpus", "1"]);
     Ok(command)
+}
+
+/// Has casita take notice of VMs whose monitors were killed, which removes those with `--rm`.
+pub fn forget_killed(subjects: &Subjects) -> Result<()> {
+    output_of(program(subjects)?.args(["ps", "--all"]))?;
+    Ok(())
 }
 
 /// A VM that runs in the background until this is dropped.

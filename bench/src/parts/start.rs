@@ -45,7 +45,7 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
         ];
         for (what, who, command) in commands {
             let ms = time_to_event(command, &subjects.shim, StampAt::KvmRun, &stamp)?;
-            peers::forget_vms(subjects);
+            peers::forget_killed(subjects)?;
             if run > 0 {
                 result.add(what, who, "ms", ms);
             }

@@ -129,37 +129,42 @@ const SECTION: usize = 10;
 /// One program of many, each for a range of the calls' numbers: the kernel tries a filter with every
 /// number that there is before it takes it, which one long row of comparisons would make slow.
 fn in_sections(mut rules: BTreeMap<i64, Vec<SeccompRule>>) -> io::Result<BpfProgram> {
-    let starts: Vec<i64> = rules.keys().copied().step_by(SECTION).collect();
-    let mut sections = Vec::with_capacity(starts.len());
-    for start in starts.into_iter().rev() {
-        let filter = SeccompFilter::new(
-            rules.split_off(&start),
-            SeccompAction::Trap,
-            SeccompAction::Allow,
-            TargetArch::x86_64,
-        );
-        let program = filter.and_then(BpfProgram::try_from);
-        sections.push((start, program.map_err(io::Error::other)?));
+    let (mut jumps, mut sections) = (Vec::new(), BpfProgram::new());
+    while let Some(&start) = rules.keys().next() {
+        let next = rules.keys().nth(SECTION).copied();
+        let later = next.map(|next| rules.split_off(&next)).unwrap_or_default();
+        let section = in_a_row(std::mem::replace(&mut rules, later))?;
+        if !sections.is_empty() {
+            // To this one, over all that there is before it; what is below is for those.
+            let start = u32::try_from(start).map_err(io::Error::other)?;
+            let before = u32::try_from(2 * jumps.len() + sections.len());
+            jumps.push([
+                instruction(JUMP_IF_AT_LEAST, 0, 1, start),
+                instruction(JUMP, 0, 0, before.map_err(io::Error::other)?),
+            ]);
+        }
+        sections.extend(section);
     }
-    // The last one stands behind the jumps and has none: the numbers below its start are not allowed
-    // by it either.
-    let jumps = sections.len().saturating_sub(1);
+    if sections.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut program = vec![instruction(LOAD, 0, 0, NUMBER)];
-    let mut before = sections.last().map_or(0, |(_, first)| first.len());
-    for (position, (start, section)) in sections.iter().take(jumps).enumerate() {
-        let start = u32::try_from(*start).map_err(io::Error::other)?;
-        program.push(instruction(JUMP_IF_AT_LEAST, 0, 1, start));
-        let left = 2 * (jumps - position - 1);
-        let distance = u32::try_from(left + before).map_err(io::Error::other)?;
-        program.push(instruction(JUMP, 0, 0, distance));
-        before += section.len();
-    }
-    let (first, others) = sections.split_last().ok_or(io::ErrorKind::InvalidInput)?;
-    program.extend_from_slice(&first.1);
-    for (_, section) in others {
-        program.extend_from_slice(section);
-    }
+    program.extend(jumps.into_iter().rev().flatten());
+    program.extend(sections);
     Ok(program)
+}
+
+/// A program that compares with one call after the other.
+fn in_a_row(rules: BTreeMap<i64, Vec<SeccompRule>>) -> io::Result<BpfProgram> {
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    );
+    filter
+        .and_then(BpfProgram::try_from)
+        .map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -211,14 +216,7 @@ mod tests {
     fn a_filter_in_sections_judges_as_one_in_a_row_does_and_sooner() {
         for role in [None, Some(Role::Vcpu), Some(Role::Io), Some(Role::Control)] {
             let sections = in_sections(rules(role).unwrap()).unwrap();
-            let row: BpfProgram = SeccompFilter::new(
-                rules(role).unwrap(),
-                SeccompAction::Trap,
-                SeccompAction::Allow,
-                TargetArch::x86_64,
-            )
-            .and_then(BpfProgram::try_from)
-            .unwrap();
+            let row = in_a_row(rules(role).unwrap()).unwrap();
             let numbers = (0..600).chain([0x4000_0000, 0x4000_0001, 0x4000_0010, u32::MAX]);
             let mut steps = (0, 0);
             for number in numbers {
