@@ -126,15 +126,33 @@ static u64 any_address(void) {
     }
 }
 
-static void any_descriptor(u64 table, u32 index) {
+static void any_descriptor(struct device *d, u64 table, u32 index) {
     u32 kind = random();
+    u64 address = any_address();
     u32 len = kind & 0x100 ? random() : random() % 0x1000;
     u16 flags = kind & 0x200 ? (u16)(random() & 7) : (u16)(random() & 3);
-    describe(table, index, any_address(), len, flags, (u16)(random() % (SIZE + 1)));
+    /* The first page is nobody's; the next ones are the attacker's own. */
+    if (!address) len %= 0x1000;
+    /* Numbers of pages are in the buffers, nowhere else, and are words there. */
+    if (d->kind->id == BALLOON && !(flags & INDIRECT)) {
+        address &= ~3UL;
+        if (address >= TABLES && address < BUFFERS) address += BUFFERS - TABLES;
+    }
+    describe(table, index, address, len, flags, (u16)(random() % (SIZE + 1)));
+}
+
+/* A word in the buffers: for a balloon, which may have these alone, one of their pages. */
+static void any_word(struct device *d) {
+    u64 at = BUFFERS + random() % (BUFFERS_END - BUFFERS - 64);
+    u32 word = random() % 32;
+    if (d->kind->id == BALLOON) at &= ~3UL, word += BUFFERS >> 12;
+    write32(at, word);
 }
 
 void attack_random(struct device *d) {
     u32 count = (u32)option("turns", 2000);
+    /* What other devices have left there may be numbers of any pages. */
+    if (d->kind->id == BALLOON) fill(BUFFERS, 0, BUFFERS_END - BUFFERS);
     for (u32 turn = 0; turn < count; turn++) {
         if (turn % 40 == 0) start(d, random() & 1 ? ~0UL : 0);
         u32 queue = random() % (d->queues ? d->queues : 1);
@@ -143,11 +161,11 @@ void attack_random(struct device *d) {
         case 0: write32(d->at + 4 * (random() % 128), random()); break;
         case 1: write_any(d->at + random() % 512, 1U << random() % 4, random()); break;
         case 2: read_any(d->at + random() % 512, 1U << random() % 4); break;
-        case 3: any_descriptor(TABLES + random() % 8 * 0x4000, random() % 32); break;
-        case 4: write32(BUFFERS + random() % (BUFFERS_END - BUFFERS - 64), random() % 32); break;
+        case 3: any_descriptor(d, TABLES + random() % 8 * 0x4000, random() % 32); break;
+        case 4: any_word(d); break;
         case 5: write16(d->queue[queue].avail + 2, (u16)(random() & 8 ? random() : random() % 32)); break;
         default:
-            for (u32 at = random() % 4; at < SIZE; at += 1 + random() % 4) any_descriptor(rings, at);
+            for (u32 at = random() % 4; at < SIZE; at += 1 + random() % 4) any_descriptor(d, rings, at);
             publish(d, queue, (u16)(random() % (SIZE + (random() % 8 == 0))));
             kick(d, queue);
         }
