@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -125,10 +126,27 @@ impl Run {
 /// # Errors
 /// One line that says what.
 pub fn check(new: &NewVm, detached: bool) -> Result<(), CliError> {
+    let (user, group) = (geteuid(), getegid());
+    if !user.is_root() {
+        let (uid, gid) = (new.config.uid, new.config.gid);
+        check_own("--uid", uid, user.as_raw())?;
+        check_own("--gid", gid, group.as_raw())?;
+    }
     match new.restart {
         RestartPolicy::No => Ok(()),
         _ if new.rm => Err("--rm and --restart contradict each other: leave out one".into()),
         _ if !detached => Err("--restart needs -d: nobody can be attached to two runs".into()),
+        _ => Ok(()),
+    }
+}
+
+/// An ordinary user can't give a monitor another user or group than `own`.
+fn check_own(option: &str, wanted: Option<u32>, own: u32) -> Result<(), CliError> {
+    match wanted {
+        Some(other) if other != own => Err(format!(
+            "{option} {other} takes root: the monitor of an ordinary user stays {own}; leave it out"
+        )
+        .into()),
         _ => Ok(()),
     }
 }

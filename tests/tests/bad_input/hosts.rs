@@ -5,11 +5,18 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Result, ensure};
 use casita_tests::machine;
+use casita_tests::place::Place;
 use casita_tests::suite::Suite;
 
-use super::{check_refusal, place};
+use super::{check_refusal, fill, place};
 
 pub fn tests(suite: &mut Suite) {
+    let ordinary = Place::lacks_ordinary();
+    suite.test_if(
+        ordinary,
+        "an_ordinary_user_can_not_become_another",
+        another_user,
+    );
     suite.test("working_directory_is_gone", no_directory);
     suite.test_if(machine::lacks_mounts(), "no_dev_kvm", || {
         hidden_kvm("mount -t tmpfs none /dev", &["/dev/kvm"])
@@ -44,6 +51,19 @@ pub fn tests(suite: &mut Suite) {
             Ok(())
         },
     );
+}
+
+fn another_user() -> Result<()> {
+    let files = [
+        "--kernel", "kernel", "--boot", "plain", "--initrd", "initrd",
+    ];
+    for (option, number) in [("--uid", "5"), ("--uid", "0"), ("--gid", "5")] {
+        let place = fill(Place::of_an_ordinary_user()?)?;
+        let words = [&["run"], &files[..], &[option, number]].concat();
+        let takes = format!("{option} {number} takes root");
+        check_refusal(&place.casita(words).finish()?, &[&takes, "leave it out"])?;
+    }
+    Ok(())
 }
 
 /// Only what is relative to it needs it.

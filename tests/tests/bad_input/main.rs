@@ -55,7 +55,10 @@ fn main() -> ExitCode {
 const KERNEL: &str = "kernel";
 
 fn place() -> Result<Place> {
-    let place = Place::new()?;
+    fill(Place::new()?)
+}
+
+fn fill(place: Place) -> Result<Place> {
     let payload = Payload::new().out32(EXIT_STATUS, 0).power_off();
     place.write(KERNEL, payload.elf())?;
     place.write("root", squashfs(4096))?;

@@ -18,6 +18,7 @@ mod memory;
 mod net;
 mod networks;
 mod oci;
+mod ordinary;
 mod parting;
 mod plain;
 mod postgres;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
     net::tests(&mut suite);
     networks::tests(&mut suite);
     oci::tests(&mut suite);
+    ordinary::tests(&mut suite);
     parting::tests(&mut suite);
     plain::tests(&mut suite);
     postgres::tests(&mut suite);

@@ -187,8 +187,8 @@ pub struct RunArgs {
     /// all, or wholly or not at all [default: default]
     #[arg(long, value_name = "MODE", help_heading = SANDBOX)]
     sandbox: Option<Sandbox>,
-    /// User of the host that the monitor becomes if root starts it; 0 to stay root [default: one of
-    /// the VM's own]
+    /// User of the host that the monitor becomes, which takes root; 0 to stay root [default: for root
+    /// one of the VM's own]
     #[arg(long, value_name = "NUMBER", help_heading = SANDBOX)]
     uid: Option<u32>,
     /// Its group [default: the user's number]

@@ -81,15 +81,13 @@ impl Cgroup {
     pub fn make(id: &str, limits: &CgroupLimits) -> Result<Self, String> {
         let (root, own) = find().ok_or("no cgroup v2 file system is mounted")?;
         let home = root.join(own.trim_start_matches('/'));
-        // Of an ordinary user the one beside its own, as that may have no limits for processes
-        // that are in it themselves.
         let parent = if rustix::process::geteuid().is_root() {
             let parent = root.join("casita");
             enable(&root);
             let _ = fs::create_dir(&parent);
             parent
         } else {
-            home.parent().unwrap_or(&home).to_owned()
+            beside(&root, &home).to_owned()
         };
         // Who limits what starts VMs limits the VMs, and does not want them elsewhere.
         if let Some(limit) = limit_left(&home, &parent) {
@@ -163,6 +161,14 @@ impl Cgroup {
     }
 }
 
+/// Where the cgroups of an ordinary user's VMs are: beside `home`, in which they are, as that may
+/// have no limits for processes that are in it themselves; below `root` in any case.
+fn beside<'a>(root: &'a Path, home: &'a Path) -> &'a Path {
+    home.parent()
+        .filter(|parent| parent.starts_with(root))
+        .unwrap_or(root)
+}
+
 /// A limit of memory or CPU time that a process leaves which goes from the cgroup `home` to one below
 /// `parent`.
 fn limit_left(home: &Path, parent: &Path) -> Option<PathBuf> {
@@ -198,6 +204,15 @@ fn mount_point(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cgroups_are_made_below_the_root_alone() {
+        let root = Path::new("/sys/fs/cgroup");
+        let of = |home: &str| beside(root, Path::new(home)).to_owned();
+        assert_eq!(of("/sys/fs/cgroup/user/session"), root.join("user"));
+        assert_eq!(of("/sys/fs/cgroup/user"), root);
+        assert_eq!(of("/sys/fs/cgroup/"), root);
+    }
 
     #[test]
     fn limits_are_what_the_machine_needs_and_some() {
