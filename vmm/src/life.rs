@@ -25,7 +25,7 @@ use crate::confine::{Confinement, Ids, Most, Sandbox, Told};
 use crate::dirs::Dirs;
 use crate::disk::{DEFAULT_SIZE, DiskSpec};
 use crate::monitor::{self, Attachment, Confine, Ended, MonitorError, OnGivenUp, VmRun};
-use crate::net::Identity;
+use crate::net::{Identity, Starter};
 use crate::networks::Outside;
 use crate::signals::Signals;
 use crate::stats::RunStats;
@@ -315,6 +315,9 @@ fn run_once(
             outside: kept
                 .keeper()
                 .map(|keeper| keeper.clone() as Arc<dyn Outside>),
+            starter: kept
+                .keeper()
+                .map(|keeper| keeper.clone() as Arc<dyn Starter>),
         },
         on_given_up,
         stats: around.stats,

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use casita_tests::place::Place;
 use casita_tests::run::patience;
 use casita_tests::suite::Suite;
@@ -47,6 +47,11 @@ pub fn tests(suite: &mut Suite) {
     suite.test_if(mounts, "names_are_asked_of_the_hosts_resolver", dns);
     suite.test_if(passt(), "passt_killed_takes_the_link_down", passt_killed);
     suite.test_if(passt(), "passt_ends_with_its_monitor", passt_ends);
+    suite.test_if(
+        passt(),
+        "passt_starts_with_the_guests_first_packet",
+        passt_sleeps,
+    );
     suite.test_if(tap(), "a_tap_device_works_both_ways", tap_works);
     let vhost = tap().or_else(|| machine::lacks_file("/dev/vhost-net".as_ref()));
     suite.test_if(vhost, "a_tap_device_works_by_vhost_net", vhost_works);
@@ -379,21 +384,52 @@ fn dns() -> Result<()> {
     Ok(())
 }
 
-/// The passt of a VM.
-fn passt_of(vm: &Vm<'_>) -> Result<Pid> {
-    let monitor = vm.pid()?;
+/// The processes that `parent` has started, with their names.
+fn children(parent: i32) -> Result<Vec<(Pid, String)>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         // pid (name) state parent
-        let parent = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.split(' ').nth(1));
-        if parent == Some(&monitor.to_string()) && stat.contains("(passt") {
-            let pid = stat.split(' ').next().context("no pid")?.parse()?;
-            return Pid::from_raw(pid).context("no pid");
+        let parts = stat.split_once(" (").zip(stat.rsplit_once(") "));
+        let Some(((pid, name), (_, rest))) = parts else {
+            continue;
+        };
+        if rest.split(' ').nth(1) == Some(&parent.to_string()) {
+            let pid = Pid::from_raw(pid.parse()?).context("no pid")?;
+            let name = name.split(')').next().unwrap_or_default().to_owned();
+            found.push((pid, name));
         }
     }
-    bail!("monitor {monitor} has no passt")
+    Ok(found)
+}
+
+/// The passt of a VM, which its monitor has started or its keeper.
+fn passt_of(vm: &Vm<'_>) -> Result<Option<Pid>> {
+    let mut all = children(vm.pid()?)?;
+    for (pid, name) in all.clone() {
+        if name == "casita-keeper" {
+            all.extend(children(pid.as_raw_nonzero().get())?);
+        }
+    }
+    let passt = all.into_iter().find(|(_, name)| name.starts_with("passt"));
+    Ok(passt.map(|(pid, _)| pid))
+}
+
+/// Once the guest has asked for its gateway, and has been answered.
+fn passt_answers(vm: &Vm<'_>) -> Result<Pid> {
+    until(|| {
+        let known = vm.asks("ping -c 1 -W 1 10.0.2.2 >/dev/null; ip neigh")?;
+        ensure!(known.contains("lladdr 02:ca:51:7a:00:02"), "{known}");
+        passt_of(vm)?.context("who has answered is not there")
+    })
+}
+
+fn is_gone(pid: Pid) -> Result<()> {
+    until(|| {
+        let there = fs::exists(format!("/proc/{}", pid.as_raw_nonzero()))?;
+        ensure!(!there, "passt still runs");
+        Ok(())
+    })
 }
 
 fn link_is_down(vm: &Vm<'_>, why: &str) -> Result<()> {
@@ -417,7 +453,8 @@ fn passt_killed() -> Result<()> {
     let place = Place::new()?;
     let vm = Vm::start(&place, &["--net", "user"], "sleep 1000")?;
     ensure!(vm.asks("cat /sys/class/net/eth0/carrier")? == "1\n");
-    kill_process(passt_of(&vm)?, Signal::KILL)?;
+    let passt = passt_of(&vm)?.context("it has no passt from its start on")?;
+    kill_process(passt, Signal::KILL)?;
     link_is_down(&vm, "passt has ended")?;
     ensure!(vm.state()? == "running");
     // The next start has another one.
@@ -429,21 +466,34 @@ fn passt_killed() -> Result<()> {
 fn passt_ends() -> Result<()> {
     let place = Place::new()?;
     let vm = Vm::start(&place, &["--net", "user"], "sleep 1000")?;
-    let gone = |pid: Pid| {
-        until(|| {
-            let there = fs::exists(format!("/proc/{}", pid.as_raw_nonzero()))?;
-            ensure!(!there, "passt still runs");
-            Ok(())
-        })
-    };
-    let passt = passt_of(&vm)?;
+    let passt = passt_of(&vm)?.context("no passt")?;
     kill_process(Pid::from_raw(vm.pid()?).context("no pid")?, Signal::KILL)?;
-    gone(passt)?;
+    is_gone(passt)?;
     vm.ends_with(137)?;
     vm.casita("start", &[]).finish()?.expect(0)?;
-    let passt = passt_of(&vm)?;
+    let passt = passt_of(&vm)?.context("no passt")?;
     vm.casita("stop", &["-t", "0"]).finish()?.expect(0)?;
-    gone(passt)
+    is_gone(passt)
+}
+
+/// One that nobody counts on is started by its guest, and shares its fate.
+fn passt_sleeps() -> Result<()> {
+    let place = Place::new()?;
+    let vm = Vm::start(&place, &[], "sleep 1000")?;
+    ensure!(vm.asks("cat /sys/class/net/eth0/carrier")? == "1\n");
+    ensure!(passt_of(&vm)?.is_none(), "nobody has needed it");
+    kill_process(passt_answers(&vm)?, Signal::KILL)?;
+    link_is_down(&vm, "passt has ended")?;
+    vm.casita("restart", &["-t", "0"]).finish()?.expect(0)?;
+    ensure!(vm.inspect()?["network"]["link"]["up"] == true);
+    ensure!(passt_of(&vm)?.is_none(), "nobody has needed it again");
+    let passt = passt_answers(&vm)?;
+    vm.casita("stop", &["-t", "0"]).finish()?.expect(0)?;
+    is_gone(passt)?;
+    vm.casita("start", &[]).finish()?.expect(0)?;
+    let passt = passt_answers(&vm)?;
+    kill_process(Pid::from_raw(vm.pid()?).context("no pid")?, Signal::KILL)?;
+    is_gone(passt)
 }
 
 /// With a rate, which the kernel would not keep to, the monitor moves the frames itself.

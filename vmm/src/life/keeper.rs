@@ -1,7 +1,8 @@
 //! The keeper of a confined monitor: a process that stays outside, and does for it what it can't do
 //! itself any more. It writes the VM's state, puts logs away, opens the Unix sockets that the guest
-//! asks for, connects it to other VMs on its network, and at the end, after the monitor or instead of
-//! it, tells the end, removes the VM or starts it again.
+//! asks for, connects it to other VMs on its network, starts the program that serves its own network
+//! when the guest needs that, and at the end, after the monitor or instead of it, tells the end, removes
+//! the VM or starts it again.
 //!
 //! It is forked before the machine is made, has nothing of it but the record, and knows that its
 //! monitor may be somebody else's by the time that it speaks: it believes what concerns this VM,
@@ -10,6 +11,7 @@
 //! The lock stays with the monitor, so that the VM is free the moment that it is killed, and comes
 //! to the keeper with the word of the end.
 
+mod passt;
 mod words;
 
 use std::fs::File;
@@ -30,8 +32,11 @@ use crate::cli::CliError;
 use crate::config::{DEFAULT_CPUS, DEFAULT_MEMORY};
 use crate::confine::{Cgroup, CgroupLimits, Confined, Room, Sandbox, THREADS, Violation};
 use crate::dirs::Dirs;
+use crate::net::Starter;
+use crate::net::passt::Order;
 use crate::networks::{Folder, Member, Outside};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
+use passt::Passt;
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
 
@@ -232,10 +237,15 @@ impl Keeper {
         }
     }
 
-    /// Tells how this process is confined. There is no answer to wait for, as a guest waits.
-    pub(super) fn confined(&self, confined: &Confined) -> io::Result<()> {
+    /// Tells what has no answer to wait for, as a guest waits.
+    fn tell(&self, word: &Word, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        send(self.socket(), &Word::Confined(confined.clone()), None)
+        send(self.socket(), word, fd)
+    }
+
+    /// Tells how this process is confined.
+    pub(super) fn confined(&self, confined: &Confined) -> io::Result<()> {
+        self.tell(&Word::Confined(confined.clone()), None)
     }
 
     /// The next segment of the log.
@@ -270,6 +280,16 @@ impl Outside for Keeper {
 
     fn connect(&self, id: &str) -> io::Result<OwnedFd> {
         self.ask_for(&Word::Reach(id.to_owned()))
+    }
+}
+
+impl Starter for Keeper {
+    fn keep(&self, order: &Order, socket: OwnedFd) -> io::Result<()> {
+        self.tell(&Word::Keep(order.clone()), Some(socket.as_fd()))
+    }
+
+    fn start(&self) -> io::Result<()> {
+        self.tell(&Word::Start, None)
     }
 }
 
@@ -393,6 +413,7 @@ fn listen(
     cgroup: Option<&Path>,
     mut room: Option<Room>,
 ) -> Option<Ending> {
+    let mut passt = Passt::default();
     loop {
         let (bytes, fd) = receive(socket.as_fd()).ok()??;
         if let Some(violation) = Violation::parse(&bytes) {
@@ -417,6 +438,7 @@ fn listen(
             Ok(Word::Confined(mut confined)) => {
                 // It is in there, or has failed to.
                 drop(room.take());
+                passt.believe_no_more();
                 vm.teller().read_network();
                 // Others will look there, and remove it.
                 confined.cgroup = cgroup.map(Path::to_owned);
@@ -424,6 +446,14 @@ fn listen(
                 if let Err(error) = told {
                     log::warn!("{error}");
                 }
+                continue;
+            }
+            Ok(Word::Keep(order)) => {
+                passt.keep(order, fd);
+                continue;
+            }
+            Ok(Word::Start) => {
+                passt.start();
                 continue;
             }
             Ok(word) => obey(vm, &word),
@@ -469,7 +499,7 @@ fn obey(vm: &OwnedVm, word: &Word) -> (Answer, Option<OwnedFd>) {
         },
         Word::Reach(id) => given(members(vm).and_then(|members| members.connect(id))),
         // Told apart by the caller.
-        Word::Confined(_) | Word::Ended(_) => (Answer::Done, None),
+        Word::Confined(_) | Word::Ended(_) | Word::Keep(_) | Word::Start => (Answer::Done, None),
     }
 }
 

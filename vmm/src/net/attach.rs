@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use casita_devices::token_bucket::Rate;
@@ -13,7 +14,8 @@ use casita_devices::virtio::net::vhost::VhostPair;
 use casita_devices::virtio::net::{LinkState, MacAddress, Net, NetConfig, Traffic};
 
 use super::NetError;
-use super::passt::{Passt, Watch};
+use super::dormant::{Dormant, Starter};
+use super::passt::{OnEnd, Passt, Watch};
 use super::tap::{Counters, Taken};
 use super::wall::Walled;
 
@@ -26,6 +28,8 @@ const NAME: &str = "net";
 pub enum HostEnd {
     /// A process of the user's, and the gateways that it maps to the host's loopback.
     Passt(Passt, Vec<IpAddr>),
+    /// The same, once the guest sends something.
+    Dormant(UnixStream, Arc<dyn Starter>),
     /// A tap device.
     Tap(Taken),
 }
@@ -108,8 +112,15 @@ pub fn attach(
             let stream = Stream::new(socket).map_err(host("use a socket"))?;
             let walled = Walled::new(stream, gateways);
             let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))?])?;
-            let watch = watching.watch(net.link())?;
+            let watch = watching.watch(takes_down(net.link()))?;
             Ok(with_handles(net, None, false, Some(watch)))
+        }
+        HostEnd::Dormant(socket, starter) => {
+            let stream = Stream::new(socket).map_err(host("use a socket"))?;
+            // Without ports no gateway is mapped.
+            let walled = Walled::new(Dormant::new(stream, starter), Vec::new());
+            let net = Net::new(NAME, &config, vec![wrapped(Box::new(walled))?])?;
+            Ok(with_handles(net, None, false, None))
         }
         HostEnd::Tap(tap) => {
             let kernel = if free {
@@ -144,6 +155,14 @@ fn with_handles(
         watch,
     };
     (net, device)
+}
+
+/// What the end of a passt that serves the device means to it.
+fn takes_down(link: LinkState) -> OnEnd {
+    Box::new(move |_, why| {
+        link.close(why);
+        log::warn!("{why}; the guest's link is down from now on");
+    })
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> NetError {

@@ -5,6 +5,7 @@
 //! virtio device ([`attach`] is where frames can be looked at on their way).
 
 pub mod attach;
+mod dormant;
 mod error;
 mod host;
 pub mod passt;
@@ -25,6 +26,7 @@ use casita_devices::virtio::net::{MacAddress, Net};
 use sha2::{Digest, Sha256};
 
 pub use attach::NetDevice;
+pub use dormant::Starter;
 pub use error::NetError;
 pub use state::{NetworkState, PublishedPort};
 
@@ -33,7 +35,7 @@ use crate::dirs::Dirs;
 use crate::networks::Outside;
 use attach::{HostEnd, Settings};
 use host::Resolvers;
-use passt::Passt;
+use passt::{Order, Passt};
 use policy::Policy;
 use spec::{Mtu, NetMode, NetSpec, PortSpec};
 use user::Addresses;
@@ -49,6 +51,8 @@ pub struct Identity {
     pub before: Option<NetworkState>,
     /// Whoever reaches other VMs on its network for it, if not this process.
     pub outside: Option<Arc<dyn Outside>>,
+    /// Whoever can start passt for it when it can't itself any more.
+    pub starter: Option<Arc<dyn Starter>>,
 }
 
 impl Identity {
@@ -214,8 +218,9 @@ fn prepare_user(
         .map_or(&[][..], |state| &state.ports);
     let ports = ports::reserve(&published(config)?, before, ipv6)?;
     let told = ports.iter().flat_map(|port| port.published(ipv6)).collect();
-    // Where somebody counts on it, it is there before the guest starts. Else the guest does not wait.
-    let awaited = (asked || !ports.is_empty()).then(|| addresses.clone());
+    // Where somebody counts on it, it is there before the guest starts.
+    let counted_on = config.net.is_some() || !ports.is_empty();
+    let awaited = (asked || counted_on).then(|| addresses.clone());
     let setup = passt::Setup {
         addresses: &addresses,
         search: &resolvers.search,
@@ -227,7 +232,11 @@ fn prepare_user(
     } else {
         Vec::new()
     };
-    let end = HostEnd::Passt(Passt::start(&setup, ports)?, gateways);
+    let order = Order::new(&setup, &ports)?;
+    let end = match &identity.starter {
+        Some(starter) if !counted_on => dormant::end(&order, starter)?,
+        _ => HostEnd::Passt(Passt::start(order, ports)?, gateways),
+    };
     let mut guest = Network {
         mtu: Some(mtu.bytes()),
         addresses: addresses.sides.iter().map(|side| side.address).collect(),

@@ -1,7 +1,8 @@
 //! passt(1), Debian's user-mode network: it takes the guest's frames from a socket and makes ordinary
 //! connections of them, with nobody's rights but the user's.
 //!
-//! There is one for each VM. It confines itself (namespaces of its own with an empty root, no
+//! There is one for each VM that uses its network: it takes some 35 MiB of memory, so the first frame
+//! starts it where nobody counts on it before (`dormant`). It confines itself (namespaces of its own with an empty root, no
 //! capability, a filter of system calls), and ends when the other end of its socket is closed, so also
 //! when the monitor is killed. As root it goes on as `nobody`.
 
@@ -11,17 +12,18 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use casita_devices::virtio::net::{LinkState, MacAddress};
+use casita_devices::virtio::net::MacAddress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 
 use super::NetError;
 use super::ports::Reserved;
@@ -70,13 +72,13 @@ impl Setup<'_> {
         ports.iter().any(|port| port.protocol == Protocol::Udp)
     }
 
-    fn arguments(&self, socket: i32, ports: &[Reserved]) -> Vec<String> {
+    /// All but its socket.
+    fn arguments(&self, ports: &[Reserved]) -> Vec<String> {
         let mut words = Words::default();
         words.add(&["--foreground", "--quiet", "--stderr"]);
         if !self.maps_gateway(ports) {
             words.add(&["--no-map-gw"]);
         }
-        words.pair("--fd", &socket);
         words.pair("--mtu", &self.mtu);
         words.pair("--mac-addr", &GATEWAY_MAC);
         // Nothing is taken over from it but, with IPv6, a link-local address. Without a name it would
@@ -146,12 +148,65 @@ impl Words {
     }
 }
 
+/// How a passt is started, whenever that is and by whomever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    path: PathBuf,
+    words: Vec<String>,
+}
+
+impl Order {
+    /// For a guest that is set up so, with these ports.
+    ///
+    /// # Errors
+    /// If it is not installed.
+    pub fn new(setup: &Setup<'_>, ports: &[Reserved]) -> Result<Self, NetError> {
+        Ok(Self {
+            path: find().ok_or(NetError::PasstMissing)?,
+            words: setup.arguments(ports),
+        })
+    }
+
+    /// Starts it, with its end of the socket, which is closed here then. Nobody else starts a program
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start(self, socket: OwnedFd) -> Result<Unwatched, NetError> {
+        let Self { path, mut words } = self;
+        let failed = |source| NetError::PasstStart {
+            path: path.clone(),
+            source,
+        };
+        words.extend(["--fd".to_owned(), socket.as_raw_fd().to_string()]);
+        // It must not wait for us when it says more than anybody reads.
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (said, stderr) = pipe_with(flags).map_err(|errno| failed(errno.into()))?;
+        log::debug!("{} {}", path.display(), words.join(" "));
+        let mut command = Command::new(&path);
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .current_dir("/")
+            .env_clear();
+        // None that is started later has it: it is closed here by then, whatever comes of this.
+        rustix::io::fcntl_setfd(&socket, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        let child = command.spawn();
+        drop(socket);
+        let child = child.map_err(failed)?;
+        Ok(Unwatched {
+            program: Program(child),
+            said: said.into(),
+        })
+    }
+}
+
 /// A passt that runs, or is about to. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Passt {
-    program: Program,
-    /// What it says.
-    said: File,
+    running: Unwatched,
     socket: UnixStream,
 }
 
@@ -160,34 +215,11 @@ impl Passt {
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start(setup: &Setup<'_>, ports: Vec<Reserved>) -> Result<Self, NetError> {
-        let path = find().ok_or(NetError::PasstMissing)?;
-        let failed = |source| NetError::PasstStart {
-            path: path.clone(),
-            source,
-        };
-        let (socket, theirs) = UnixStream::pair().map_err(failed)?;
-        // It must not wait for us when it says more than anybody reads.
-        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
-        let (said, stderr) = pipe_with(flags).map_err(|errno| failed(errno.into()))?;
-        let arguments = setup.arguments(theirs.as_raw_fd(), &ports);
-        log::debug!("{} {}", path.display(), arguments.join(" "));
+    pub fn start(order: Order, ports: Vec<Reserved>) -> Result<Self, NetError> {
+        let (socket, theirs) = pair()?;
         drop(ports);
-        let mut command = Command::new(&path);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .current_dir("/")
-            .env_clear();
-        // Nobody else starts a program meanwhile, and none that we start later has it: it is closed
-        // here by then.
-        rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
-        let child = command.spawn().map_err(failed)?;
         Ok(Self {
-            program: Program(child),
-            said: said.into(),
+            running: order.start(theirs)?,
             socket,
         })
     }
@@ -242,9 +274,9 @@ impl Passt {
         );
         if ended {
             // So that it has said all.
-            let _ = self.program.0.wait();
+            let _ = self.running.program.0.wait();
         }
-        match last_words(&mut self.said) {
+        match last_words(&mut self.running.said) {
             Some(words) => NetError::Passt(words),
             None => NetError::PasstSilent(error),
         }
@@ -252,12 +284,17 @@ impl Passt {
 
     /// The socket, and what is to be watched.
     pub fn into_parts(self) -> (UnixStream, Unwatched) {
-        let unwatched = Unwatched {
-            program: self.program,
-            said: self.said,
-        };
-        (self.socket, unwatched)
+        (self.socket, self.running)
     }
+}
+
+/// The two ends of the way between a guest and its passt.
+///
+/// # Errors
+/// If the host has no descriptor left.
+pub fn pair() -> Result<(UnixStream, OwnedFd), NetError> {
+    let pair = UnixStream::pair().map_err(|error| NetError::Host("make a socket", error));
+    pair.map(|(ours, theirs)| (ours, theirs.into()))
 }
 
 /// A passt whose end nobody would hear of yet. It ends when this is dropped.
@@ -269,30 +306,38 @@ pub struct Unwatched {
 
 impl Unwatched {
     /// Has the program watched from [`Watch::start`] on: if it ends before what is returned is
-    /// dropped, the link goes down, and that is said.
+    /// dropped, `on_end` is told.
     ///
     /// # Errors
     /// If the host has no descriptor left.
-    pub fn watch(self, link: LinkState) -> Result<Watch, NetError> {
+    pub fn watch(self, on_end: OnEnd) -> Result<Watch, NetError> {
         let failed = |error| NetError::Host("watch passt", error);
         let pid = Pid::from_child(&self.program.0);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
         Ok(Watch {
             pidfd,
             wanted: Arc::new(AtomicBool::new(false)),
-            unstarted: Some((self, link)),
+            unstarted: Some((self, on_end)),
             thread: None,
         })
     }
 }
 
+/// Told when a passt has ended: whether it failed, and a few words of why.
+pub type OnEnd = Box<dyn FnOnce(bool, &str) + Send>;
+
 /// A passt that serves a guest. It ends when this is dropped.
-#[derive(Debug)]
 pub struct Watch {
     pidfd: OwnedFd,
     wanted: Arc<AtomicBool>,
-    unstarted: Option<(Unwatched, LinkState)>,
+    unstarted: Option<(Unwatched, OnEnd)>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
 }
 
 impl Watch {
@@ -301,7 +346,7 @@ impl Watch {
     /// # Errors
     /// If the host has no thread left.
     pub fn start(&mut self) -> io::Result<()> {
-        let Some((unwatched, link)) = self.unstarted.take() else {
+        let Some((unwatched, on_end)) = self.unstarted.take() else {
             return Ok(());
         };
         let (mut program, mut said) = (unwatched.program, unwatched.said);
@@ -312,12 +357,11 @@ impl Watch {
             if is_wanted.load(Ordering::Acquire) {
                 return;
             }
+            let failed = !status.as_ref().is_ok_and(ExitStatus::success);
             let status = status.map_or_else(|_| String::new(), |status| format!(" ({status})"));
             let words =
                 last_words(&mut said).map_or_else(String::new, |words| format!(": {words}"));
-            let why = format!("passt has ended{status}{words}");
-            link.close(&why);
-            log::warn!("{why}; the guest's link is down from now on");
+            on_end(failed, &format!("passt has ended{status}{words}"));
         };
         let thread = thread::Builder::new().name(PROGRAM.to_owned());
         self.thread = Some(thread.spawn(work)?);
@@ -413,14 +457,14 @@ mod tests {
             mtu: Mtu::MAX,
             ipv6_interface: ipv6,
         };
-        setup.arguments(7, &reserved).join(" ")
+        setup.arguments(&reserved).join(" ")
     }
 
     #[test]
     fn what_it_is_told_is_all_that_it_knows() {
         assert_eq!(
             arguments(&[], &[], &[], None),
-            "--foreground --quiet --stderr --no-map-gw --fd 7 --mtu 65520 --mac-addr \
+            "--foreground --quiet --stderr --no-map-gw --mtu 65520 --mac-addr \
              02:ca:51:7a:00:02 --interface lo --ipv4-only --address 10.0.2.15 --gateway 10.0.2.2 \
              --netmask 24 --dns none --search none --tcp-ports none --udp-ports none"
         );

@@ -142,16 +142,17 @@ fn is_hosts_own(ip: IpAddr) -> bool {
 }
 
 /// What of a packet counts here.
-struct Packet {
-    source: IpAddr,
-    destination: IpAddr,
+pub(super) struct Packet {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
     protocol: u8,
     /// Of TCP and UDP whose header is the first and whole: which, and the ports from and to.
     flow: Option<(u8, u16, u16)>,
 }
 
 impl Packet {
-    fn of(frame: &[u8]) -> Option<Self> {
+    /// The packet of a frame, if it has one of IP.
+    pub(super) fn of(frame: &[u8]) -> Option<Self> {
         let packet = frame.get(ETHERNET..)?;
         match *frame.get(12..)?.first_chunk()? {
             TYPE_IPV4 => Self::of_v4(packet),

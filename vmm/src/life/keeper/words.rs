@@ -12,16 +12,22 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Confined;
+use crate::net::passt::Order;
 use crate::networks::Member;
 use crate::vms::News;
 
 /// More than any message has.
 const MAX: usize = 64 << 10;
 
-/// What a monitor says. Its keeper answers all but the first; it takes a monitor for taken over.
+/// What a monitor says. Its keeper answers all but the first three; it takes a monitor for taken over
+/// once that is confined.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Word {
+    /// This passt is to be started when the guest needs it. Its end of the socket is with it.
+    Keep(Order),
+    /// The guest needs it.
+    Start,
     /// It is confined so.
     Confined(Confined),
     /// What there is to tell of the VM.
