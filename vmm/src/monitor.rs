@@ -22,6 +22,7 @@ use std::time::Duration;
 use casita_devices::stamp::monotonic_ns;
 use casita_devices::virtio::vsock::Ports;
 use log::Level;
+use rustix::io::fcntl_dupfd_cloexec;
 use thiserror::Error;
 
 use crate::assemble::{AssembleError, ConsoleUse, OnAgent, Surroundings, assemble};
@@ -49,6 +50,9 @@ use main_process::MainProcess;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long output may take to be written after an end that nobody waits for.
 const IMPATIENT: Duration = Duration::from_millis(200);
+/// More than a machine with some dozens of commands has open, and no more than a process may have
+/// everywhere.
+const DESCRIPTORS: i32 = 1024;
 
 /// A VM to be run.
 pub struct VmRun<'a> {
@@ -125,9 +129,18 @@ pub enum MonitorError {
 /// # Errors
 /// If it can't be made or run.
 pub fn run(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
+    enlarge_descriptor_table();
     match vm.config.boot.unwrap_or_default() {
         BootMode::Agent => run_with_agent(vm),
         BootMode::Plain => run_plain(vm),
+    }
+}
+
+/// The kernel's table of our descriptors grows to its size while there is one thread. With more it grows
+/// only when all of RCU's readers are done, some 10 ms in which the guest's first connection would wait.
+fn enlarge_descriptor_table() {
+    if let Err(error) = fcntl_dupfd_cloexec(io::stderr(), DESCRIPTORS - 1) {
+        log::debug!("the table of file descriptors stays as it is: {error}");
     }
 }
 
