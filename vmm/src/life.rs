@@ -237,6 +237,7 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
         }
     };
     let (connecting, waiting, joining) = (keeper.clone(), keeper.clone(), keeper.clone());
+    let ending = keeper.clone();
     Some(Confine {
         how: Confinement {
             strict: config.sandbox == Some(Sandbox::Strict),
@@ -258,6 +259,11 @@ fn confine(vm: &Kept, inherited: Vec<RawFd>) -> Option<Confine> {
         on_confined: Box::new(move |confined| {
             if let Err(error) = keeper.confined(confined) {
                 log::warn!("how the VM is confined could not be told: {error}");
+            }
+        }),
+        on_ending: Box::new(move || {
+            if let Err(error) = ending.ending() {
+                log::debug!("the VM's end could not be told beforehand: {error}");
             }
         }),
         ports: Arc::new(move |port| connecting.connect(port)),

@@ -297,29 +297,30 @@ pub struct RunningMachine {
 }
 
 impl RunningMachine {
-    /// Waits for the guest's end.
+    /// Waits for the guest's end, and calls `on_end` before all that is taken apart.
     ///
     /// # Errors
     /// If the console can't be read.
-    pub fn run(self) -> Result<Outcome, RunError> {
+    pub fn run(self, on_end: impl FnOnce()) -> Result<Outcome, RunError> {
         let Self {
             mut running,
             machine,
             output,
         } = self;
-        let outcome = machine.run(&mut running);
+        let outcome = machine.run(&mut running, on_end);
         drop(output);
         outcome
     }
 }
 
 impl Machine {
-    fn run(mut self, running: &mut Running) -> Result<Outcome, RunError> {
+    fn run(mut self, running: &mut Running, on_end: impl FnOnce()) -> Result<Outcome, RunError> {
         let typed = self.devices.keyboard.take();
         let _typed = typed
             .map(|input| self.devices.serial.start_input(&self.io.handle(), input))
             .transpose()?;
         let end = self.run_until_end(running);
+        on_end();
         if let Some(net) = &self.devices.net {
             net.expect_end();
         }

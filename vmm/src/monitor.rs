@@ -100,9 +100,14 @@ pub struct Confine {
     pub room: Box<dyn FnOnce() -> Option<OwnedFd>>,
     /// Told what it was confined to.
     pub on_confined: Box<dyn FnOnce(&Confined)>,
+    /// Told that the guest has ended, and this process is about to.
+    pub on_ending: OnEnding,
     /// The way to vsock ports of the host, which this process can't reach by itself any more.
     pub ports: Ports,
 }
+
+/// See [`Confine::on_ending`].
+pub type OnEnding = Box<dyn FnOnce()>;
 
 /// Why a VM could not be run. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -178,7 +183,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     drop(early);
     let socket = listen(vm.runtime_dir)?;
     let attached = matches!(vm.attachment, Attachment::Attached(_));
-    let machine = start(machine, vm.confine, attached)?;
+    let (machine, on_ending) = start(machine, vm.confine, attached)?;
     link.listen_to_agent()?;
     let on_signal = forwarder.clone();
     let signals = watch(vm.signals, move |signal| on_signal.on_signal(signal))?;
@@ -194,7 +199,7 @@ fn run_with_agent(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     };
     let worker = spawn("command", move || main_process.run())?;
 
-    let outcome = machine.run();
+    let outcome = machine.run(on_ending);
     hub.machine_ended();
     link.gone();
     let told = hub.wait_finished(patience(&outcome));
@@ -231,7 +236,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     tell_network(vm.teller.as_ref(), &machine);
     drop(early);
     let socket = listen(vm.runtime_dir)?;
-    let machine = start(machine, vm.confine, attached)?;
+    let (machine, on_ending) = start(machine, vm.confine, attached)?;
     let told = sender.clone();
     let signals = watch(vm.signals, move |signal| {
         if signals::ENDING.contains(&signal) {
@@ -246,7 +251,7 @@ fn run_plain(vm: VmRun<'_>) -> Result<Ended, MonitorError> {
     if let Some(on_started) = vm.on_started {
         on_started(1);
     }
-    let outcome = machine.run();
+    let outcome = machine.run(on_ending);
     hub.machine_ended();
     drop(raw);
     finish(control);
@@ -321,16 +326,17 @@ fn start(
     mut machine: Machine,
     confine: Option<Confine>,
     attached: bool,
-) -> Result<RunningMachine, MonitorError> {
+) -> Result<(RunningMachine, OnEnding), MonitorError> {
     let Some(Confine {
         mut how,
         cgroup,
         room,
         on_confined,
+        on_ending,
         ..
     }) = confine
     else {
-        return Ok(machine.start()?);
+        return Ok((machine.start()?, Box::new(|| ())));
     };
     match cgroup() {
         Ok(dir) => how.cgroup = Some(dir),
@@ -346,7 +352,7 @@ fn start(
     let machine = machine.start()?;
     // The guest need not wait for this.
     on_confined(&confined);
-    Ok(machine)
+    Ok((machine, on_ending))
 }
 
 /// The length that no file of ours has to grow beyond: that of the largest disk, or of logs. A file

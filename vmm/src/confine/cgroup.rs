@@ -140,12 +140,19 @@ impl Cgroup {
         &self.dir
     }
 
-    /// Removes it: process `monitor`, which is about to end, goes back to where it came from, and
-    /// what else is left there is ended.
-    pub fn remove(self, monitor: Option<u32>) {
-        if let Some(pid) = monitor {
-            let _ = fs::write(self.home.join("cgroup.procs"), pid.to_string());
-        }
+    /// Lets process `pid`, which is about to end, go back to where it came from. That may take the
+    /// kernel some milliseconds, as all that moves a process.
+    pub fn let_go(&self, pid: u32) {
+        let _ = fs::write(self.home.join("cgroup.procs"), pid.to_string());
+    }
+
+    /// Has process `pid` here again.
+    pub fn hold(&self, pid: u32) {
+        let _ = fs::write(self.dir.join("cgroup.procs"), pid.to_string());
+    }
+
+    /// Removes it, and ends what is still there.
+    pub fn remove(self) {
         for attempt in 0..TRIES {
             match fs::remove_dir(&self.dir) {
                 Err(busy) if busy.kind() == io::ErrorKind::ResourceBusy => {

@@ -11,6 +11,7 @@
 //! The lock stays with the monitor, so that the VM is free the moment that it is killed, and comes
 //! to the keeper with the word of the end.
 
+mod group;
 mod passt;
 mod words;
 
@@ -36,6 +37,7 @@ use crate::net::Starter;
 use crate::net::passt::Order;
 use crate::networks::{Folder, Member, Outside};
 use crate::vms::{Hears, News, OwnedVm, VmsError};
+use group::Group;
 use passt::Passt;
 pub(super) use words::Ending;
 use words::{Answer, Word, receive, send};
@@ -248,6 +250,11 @@ impl Keeper {
         self.tell(&Word::Confined(confined.clone()), None)
     }
 
+    /// Tells that the guest has ended.
+    pub(super) fn ending(&self) -> io::Result<()> {
+        self.tell(&Word::Ending, None)
+    }
+
     /// The next segment of the log.
     pub(super) fn next_log(&self) -> io::Result<File> {
         self.ask_for(&Word::NextLog).map(File::from)
@@ -323,7 +330,8 @@ fn keep_until_end(socket: &OwnedFd, monitor: &Monitor, mut vm: OwnedVm, after: A
         .inspect_err(|error| log::debug!("namespaces can't be made beforehand: {error}"))
         .ok();
     let cgroup = make_cgroup(socket, monitor, &vm, room.as_ref());
-    let ending = listen(socket, &mut vm, cgroup.as_ref().map(Cgroup::dir), room);
+    let mut group = Group::new(cgroup, monitor);
+    let ending = listen(socket, &mut vm, &mut group, room);
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
         remove_socket(vm.record().config.vsock.as_deref());
@@ -332,15 +340,11 @@ fn keep_until_end(socket: &OwnedFd, monitor: &Monitor, mut vm: OwnedVm, after: A
     let Some(ending) = ending else {
         monitor.wait_for_end();
         leave_network(&vm);
-        if let Some(cgroup) = cgroup {
-            cgroup.remove(None);
-        }
+        group.remove();
         return 0;
     };
     leave_network(&vm);
-    if let Some(cgroup) = cgroup {
-        cgroup.remove(monitor.lives().then(|| monitor.number()));
-    }
+    group.remove();
     let let_go = || {
         let _ = send(socket.as_fd(), &Answer::GoesOn, None);
         monitor.wait_for_end();
@@ -410,11 +414,12 @@ fn leave_files(socket: &OwnedFd, monitor: &Monitor) -> io::Result<()> {
 fn listen(
     socket: &OwnedFd,
     vm: &mut OwnedVm,
-    cgroup: Option<&Path>,
+    group: &mut Group<'_>,
     mut room: Option<Room>,
 ) -> Option<Ending> {
     let mut passt = Passt::default();
     loop {
+        group.watch_until_heard(socket.as_fd());
         let (bytes, fd) = receive(socket.as_fd()).ok()??;
         if let Some(violation) = Violation::parse(&bytes) {
             let why = violation.to_string();
@@ -441,7 +446,7 @@ fn listen(
                 passt.believe_no_more();
                 vm.teller().read_network();
                 // Others will look there, and remove it.
-                confined.cgroup = cgroup.map(Path::to_owned);
+                confined.cgroup = group.dir().map(Path::to_owned);
                 let told = vm.teller().update(|state| state.sandbox = Some(confined));
                 if let Err(error) = told {
                     log::warn!("{error}");
@@ -454,6 +459,10 @@ fn listen(
             }
             Ok(Word::Start) => {
                 passt.start();
+                continue;
+            }
+            Ok(Word::Ending) => {
+                group.let_go();
                 continue;
             }
             Ok(word) => obey(vm, &word),
@@ -499,7 +508,9 @@ fn obey(vm: &OwnedVm, word: &Word) -> (Answer, Option<OwnedFd>) {
         },
         Word::Reach(id) => given(members(vm).and_then(|members| members.connect(id))),
         // Told apart by the caller.
-        Word::Confined(_) | Word::Ended(_) | Word::Keep(_) | Word::Start => (Answer::Done, None),
+        Word::Confined(_) | Word::Ended(_) | Word::Ending | Word::Keep(_) | Word::Start => {
+            (Answer::Done, None)
+        }
     }
 }
 

@@ -301,7 +301,7 @@ fn run(
     let watching = watch.clone();
     spawn("clock", move || watching.run())?;
 
-    let outcome = machine.run()?;
+    let outcome = machine.run(|| ())?;
     link.gone();
     let conducted = conducted.join().map_err(|_| "the conductor panicked")?;
     report(&outcome, conducted, &watch, &log, disk.as_deref(), began)

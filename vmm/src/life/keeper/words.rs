@@ -19,7 +19,7 @@ use crate::vms::News;
 /// More than any message has.
 const MAX: usize = 64 << 10;
 
-/// What a monitor says. Its keeper answers all but the first three; it takes a monitor for taken over
+/// What a monitor says. Its keeper answers all but the first four; it takes a monitor for taken over
 /// once that is confined.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,6 +30,8 @@ pub(super) enum Word {
     Start,
     /// It is confined so.
     Confined(Confined),
+    /// The guest has ended, and the monitor is about to.
+    Ending,
     /// What there is to tell of the VM.
     News(News),
     /// The log's segment is full: the answer has the next one.
