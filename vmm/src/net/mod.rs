@@ -188,13 +188,13 @@ fn prepare_user(
     dirs: &Dirs,
 ) -> Result<Option<Prepared>, NetError> {
     let asked = config.net.is_some() || Options::of(config).first().is_some();
-    if passt::find().is_none() {
+    let Some(program) = passt::find() else {
         if asked {
             return Err(NetError::PasstMissing);
         }
         log::warn!("passt is not installed, so the guest has no network: sudo apt install passt");
         return Ok(None);
-    }
+    };
     let mtu = spec.mtu.unwrap_or(Mtu::MAX);
     let narrow = mtu < Mtu::IPV6;
     if let Some(ip) = config.ip.iter().find(|ip| narrow && ip.ip.is_ipv6()) {
@@ -232,7 +232,7 @@ fn prepare_user(
     } else {
         Vec::new()
     };
-    let order = Order::new(&setup, &ports)?;
+    let order = Order::new(program, &setup, &ports);
     let end = match &identity.starter {
         Some(starter) if !counted_on => dormant::end(&order, starter)?,
         _ => HostEnd::Passt(Passt::start(order, ports)?, gateways),

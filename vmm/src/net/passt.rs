@@ -156,15 +156,12 @@ pub struct Order {
 }
 
 impl Order {
-    /// For a guest that is set up so, with these ports.
-    ///
-    /// # Errors
-    /// If it is not installed.
-    pub fn new(setup: &Setup<'_>, ports: &[Reserved]) -> Result<Self, NetError> {
-        Ok(Self {
-            path: find().ok_or(NetError::PasstMissing)?,
+    /// The program at `path`, for a guest that is set up so, with these ports.
+    pub fn new(path: PathBuf, setup: &Setup<'_>, ports: &[Reserved]) -> Self {
+        Self {
+            path,
             words: setup.arguments(ports),
-        })
+        }
     }
 
     /// Starts it, with its end of the socket, which is closed here then. Nobody else starts a program
