@@ -140,13 +140,16 @@ static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Puts the terminal at standard input into raw mode.
+    /// Puts the terminal at standard input into raw mode. One that is closed has none, and is no error:
+    /// whoever it is closed to hears of that by SIGHUP, or at its next read.
     ///
     /// # Errors
-    /// If it is none, or is gone.
+    /// If it is none.
     pub fn enter() -> io::Result<Self> {
         let fd = io::stdin().as_fd().try_clone_to_owned()?;
-        let before = tcgetattr(&fd)?;
+        let Some(before) = settings(&fd)? else {
+            return Ok(Self(()));
+        };
         let mut raw = before.clone();
         raw.make_raw();
         *saved() = Some((fd, before));
@@ -157,9 +160,23 @@ impl RawTerminal {
             hook(info);
         }));
         if let Some((fd, _)) = &*saved() {
-            tcsetattr(fd, OptionalActions::Now, &raw)?;
+            unless_closed(tcsetattr(fd, OptionalActions::Now, &raw))?;
         }
         Ok(guard)
+    }
+}
+
+/// The terminal's settings; None if it is closed.
+fn settings(terminal: &OwnedFd) -> io::Result<Option<Termios>> {
+    unless_closed(tcgetattr(terminal))
+}
+
+/// What a terminal answers that may be closed: at its other end, where the kernel says EIO.
+fn unless_closed<T>(answer: rustix::io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(rustix::io::Errno::IO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -179,5 +196,29 @@ fn restore() {
     if let Some((fd, before)) = saved().take() {
         // Waits until what was written is out; a terminal that is gone needs nothing.
         let _ = tcsetattr(&fd, OptionalActions::Drain, &before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_is_closed_has_no_settings() {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        assert!(settings(&terminal).unwrap().is_some());
+        drop(master);
+        assert!(settings(&terminal).unwrap().is_none());
+        let file = File::open("/dev/null").unwrap();
+        assert!(settings(&file.into()).is_err());
     }
 }
