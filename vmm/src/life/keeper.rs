@@ -331,7 +331,9 @@ fn keep_until_end(socket: &OwnedFd, monitor: &Monitor, mut vm: OwnedVm, after: A
         .ok();
     let cgroup = make_cgroup(socket, monitor, &vm, room.as_ref());
     let mut group = Group::new(cgroup, monitor);
-    let ending = listen(socket, &mut vm, &mut group, room);
+    let mut passt = Passt::default();
+    let ending = listen(socket, &mut vm, (&mut group, &mut passt), room);
+    passt.end();
     if vm.state().sandbox.is_some() {
         // One that is not confined does so itself.
         remove_socket(vm.record().config.vsock.as_deref());
@@ -414,10 +416,9 @@ fn leave_files(socket: &OwnedFd, monitor: &Monitor) -> io::Result<()> {
 fn listen(
     socket: &OwnedFd,
     vm: &mut OwnedVm,
-    group: &mut Group<'_>,
+    (group, passt): (&mut Group<'_>, &mut Passt),
     mut room: Option<Room>,
 ) -> Option<Ending> {
-    let mut passt = Passt::default();
     loop {
         group.watch_until_heard(socket.as_fd());
         let (bytes, fd) = receive(socket.as_fd()).ok()??;

@@ -2,9 +2,9 @@
 //! connections of them, with nobody's rights but the user's.
 //!
 //! There is one for each VM that uses its network: it takes some 35 MiB of memory, so the first frame
-//! starts it where nobody counts on it before (`dormant`). It confines itself (namespaces of its own with an empty root, no
-//! capability, a filter of system calls), and ends when the other end of its socket is closed, so also
-//! when the monitor is killed. As root it goes on as `nobody`.
+//! starts it where nobody counts on it before (`dormant`). It confines itself (namespaces of its own with
+//! an empty root, no capability, a filter of system calls), and ends when the other end of its socket is
+//! closed, so also when the monitor is killed. As root it goes on as `nobody`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -365,6 +365,17 @@ impl Watch {
         Ok(())
     }
 
+    /// Waits until it has ended by itself, as the device is gone and its socket with that, and with what
+    /// the guest has sent last. False if it does not.
+    pub fn wait_for_end(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ended = matches!(poll(&mut fds, Some(&PATIENCE_AT_END)), Ok(1..));
+        if !ended {
+            log::warn!("{PROGRAM} does not end");
+        }
+        ended
+    }
+
     /// Its end is no news from now on: the device is about to go, and with it the socket.
     pub fn expect_end(&self) {
         self.wanted.store(true, Ordering::Release);
@@ -375,11 +386,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.expect_end();
         if confine::is_confined() {
-            // It ends by itself, as the device is gone and its socket with that; nothing else can be
-            // done from here. One that does not is not waited for.
-            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            if !matches!(poll(&mut fds, Some(&PATIENCE_AT_END)), Ok(1..)) {
-                log::warn!("{PROGRAM} does not end");
+            // Nothing else can be done from here.
+            if !self.wait_for_end() {
                 return;
             }
         } else {

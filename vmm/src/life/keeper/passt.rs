@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use crate::net::NetError;
 use crate::net::passt::{Order, Watch};
 
-/// What there is of it. One that runs ends when this is dropped.
+/// What there is of it.
 #[derive(Debug, Default)]
 pub(super) enum Passt {
     /// Nothing has been told.
@@ -13,11 +13,8 @@ pub(super) enum Passt {
     Untold,
     /// How it is started, and its end of the socket.
     Kept(Order, OwnedFd),
-    /// It has been started.
-    Runs {
-        /// Ends it.
-        _watch: Watch,
-    },
+    /// It has been started, and ends when this is dropped.
+    Runs(Watch),
     /// There is none, whoever tells of one.
     None,
 }
@@ -44,8 +41,17 @@ impl Passt {
             return;
         };
         match run(order, socket) {
-            Ok(watch) => *self = Self::Runs { _watch: watch },
+            Ok(watch) => *self = Self::Runs(watch),
             Err(error) => log::warn!("{}", crate::cli::in_one_line(&error)),
+        }
+    }
+
+    /// Ends with the monitor, which is gone or has taken the machine apart: what the guest has sent
+    /// last goes out.
+    pub(super) fn end(self) {
+        if let Self::Runs(watch) = self {
+            watch.expect_end();
+            watch.wait_for_end();
         }
     }
 }
@@ -66,7 +72,7 @@ fn run(order: Order, socket: OwnedFd) -> Result<Watch, NetError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -116,6 +122,20 @@ mod tests {
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
         assert_eq!(said, "first\n");
+    }
+
+    #[test]
+    fn what_the_guest_has_sent_last_goes_out() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("sent");
+        let (mut ours, theirs) = pair();
+        let mut passt = Passt::default();
+        passt.keep(shell(&format!("cat <&$1 >{}", file.display())), theirs);
+        passt.start();
+        ours.write_all(b"last words").unwrap();
+        drop(ours);
+        passt.end();
+        assert_eq!(std::fs::read(file).unwrap(), b"last words");
     }
 
     #[test]
