@@ -19,7 +19,9 @@ pub fn measure(subjects: &Subjects, result: &mut PartResult) -> Result<()> {
         "Each program is started, makes its container or VM from the same root file system, runs \
          /bin/true in it, cleans up and exits; the clock runs from right before posix_spawn to the \
          return of wait4. Casita has 256 MiB, one vCPU and a disk of its own for what is written; \
-         the containers' roots are read-only. It has no network, as they have none but their          loopback devices; once more it has the one of a VM of which nothing else is said, and          which starts no passt as long as nothing is sent. The first round is not counted.",
+         the containers' roots are read-only. It has no network, as they have none but their \
+         loopback devices; once more it has the one of a VM of which nothing else is said, and \
+         which starts no passt as long as nothing is sent. The first round is not counted.",
     );
     result.note(
         "An instruction counter as clock leaves out what a VM exit costs on hardware. It jumps \

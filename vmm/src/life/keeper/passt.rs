@@ -36,14 +36,16 @@ impl Passt {
 
     /// Starts what is kept. If it can't be, its socket is closed, and with it the guest's link.
     pub(super) fn start(&mut self) {
-        let Self::Kept(..) = self else { return };
-        let Self::Kept(order, socket) = std::mem::replace(self, Self::None) else {
-            return;
+        *self = match std::mem::replace(self, Self::None) {
+            Self::Kept(order, socket) => run(order, socket).map_or_else(
+                |error| {
+                    log::warn!("{}", crate::cli::in_one_line(&error));
+                    Self::None
+                },
+                Self::Runs,
+            ),
+            other => other,
         };
-        match run(order, socket) {
-            Ok(watch) => *self = Self::Runs(watch),
-            Err(error) => log::warn!("{}", crate::cli::in_one_line(&error)),
-        }
     }
 
     /// Ends with the monitor, which is gone or has taken the machine apart: what the guest has sent
