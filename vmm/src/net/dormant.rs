@@ -8,12 +8,10 @@
 use std::fmt::Debug;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use casita_devices::virtio::net::backend::{
-    Abilities, Backend, Frame, Landing, Offloads, Received, Sent,
-};
+use casita_devices::virtio::net::backend::{Backend, Frame, Landing, Received, Sent, Wrapper};
 
 use super::NetError;
 use super::attach::HostEnd;
@@ -67,32 +65,18 @@ impl<B> Dormant<B> {
     }
 }
 
-impl<B: Backend> Backend for Dormant<B> {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd()
+impl<B: Backend> Wrapper for Dormant<B> {
+    type Inner = B;
+
+    fn inner(&self) -> &B {
+        &self.inner
     }
 
-    fn side_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.side_fd()
+    fn inner_mut(&mut self) -> &mut B {
+        &mut self.inner
     }
 
-    fn has_waiting(&self) -> bool {
-        self.inner.has_waiting()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-
-    fn set_offloads(&mut self, to_guest: Offloads) -> io::Result<()> {
-        self.inner.set_offloads(to_guest)
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.inner.set_active(active)
-    }
-
-    fn send(&mut self, frame: &Frame<'_>) -> Sent {
+    fn pass_out(&mut self, frame: &Frame<'_>) -> Sent {
         if let Some(starter) = &self.starter {
             if wants_no_answer(frame.head) {
                 return Sent::Dropped;
@@ -108,11 +92,7 @@ impl<B: Backend> Backend for Dormant<B> {
         }
     }
 
-    fn flush(&mut self) -> Sent {
-        self.inner.flush()
-    }
-
-    fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
+    fn pass_in(&mut self, landing: &mut Landing<'_>) -> Received {
         match self.inner.receive(landing) {
             Received::Closed(error) => Received::Closed(ended(&error)),
             received => received,

@@ -6,13 +6,9 @@
 //! maps that address. So to the gateway goes only what answers: from the port that a packet came to,
 //! to the port that it came from.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
 
-use casita_devices::virtio::net::backend::{
-    Abilities, Backend, Frame, Landing, Offloads, Received, Sent,
-};
+use casita_devices::virtio::net::backend::{Backend, Frame, Landing, Received, Sent, Wrapper};
 
 /// Bytes of Ethernet's header.
 const ETHERNET: usize = 14;
@@ -44,32 +40,18 @@ impl<B> Walled<B> {
     }
 }
 
-impl<B: Backend> Backend for Walled<B> {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd()
+impl<B: Backend> Wrapper for Walled<B> {
+    type Inner = B;
+
+    fn inner(&self) -> &B {
+        &self.inner
     }
 
-    fn side_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.side_fd()
+    fn inner_mut(&mut self) -> &mut B {
+        &mut self.inner
     }
 
-    fn has_waiting(&self) -> bool {
-        self.inner.has_waiting()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-
-    fn set_offloads(&mut self, to_guest: Offloads) -> io::Result<()> {
-        self.inner.set_offloads(to_guest)
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.inner.set_active(active)
-    }
-
-    fn send(&mut self, frame: &Frame<'_>) -> Sent {
+    fn pass_out(&mut self, frame: &Frame<'_>) -> Sent {
         if self.wall.lets_out(frame.head) {
             self.inner.send(frame)
         } else {
@@ -77,11 +59,7 @@ impl<B: Backend> Backend for Walled<B> {
         }
     }
 
-    fn flush(&mut self) -> Sent {
-        self.inner.flush()
-    }
-
-    fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
+    fn pass_in(&mut self, landing: &mut Landing<'_>) -> Received {
         let received = self.inner.receive(landing);
         if let Received::Frame { len, .. } = &received {
             let head = landing.head();

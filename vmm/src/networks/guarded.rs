@@ -1,13 +1,11 @@
 //! A back end whose frames are judged by a guard.
 
-use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use casita_devices::virtio::net::backend::{
-    Abilities, Backend, Frame, HEAD_LEN, Landing, MAX_FRAME_LEN, Offloads, Received, Sent,
+    Backend, Frame, HEAD_LEN, Landing, MAX_FRAME_LEN, Received, Sent, Wrapper,
 };
 use casita_devices::virtio::net::pieces::PiecesMut;
 use casita_net::{EgressPolicy, Guard, Resolved, Verdict};
@@ -73,38 +71,24 @@ impl<B: Backend> Guarded<B> {
             Received::Dropped
         }
     }
-
-    pub(super) fn inner(&mut self) -> &mut B {
-        &mut self.inner
-    }
 }
 
 fn lock(guard: &Mutex<Guard>) -> MutexGuard<'_, Guard> {
     guard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<B: Backend> Backend for Guarded<B> {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd()
+impl<B: Backend> Wrapper for Guarded<B> {
+    type Inner = B;
+
+    fn inner(&self) -> &B {
+        &self.inner
     }
 
-    fn side_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.side_fd()
+    fn inner_mut(&mut self) -> &mut B {
+        &mut self.inner
     }
 
-    fn has_waiting(&self) -> bool {
-        self.inner.has_waiting()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-
-    fn set_offloads(&mut self, to_guest: Offloads) -> io::Result<()> {
-        self.inner.set_offloads(to_guest)
-    }
-
-    fn send(&mut self, frame: &Frame<'_>) -> Sent {
+    fn pass_out(&mut self, frame: &Frame<'_>) -> Sent {
         let verdict = lock(&self.guard).judge(frame.head, frame.len(), Instant::now());
         match verdict {
             Verdict::Pass => self.inner.send(frame),
@@ -115,15 +99,7 @@ impl<B: Backend> Backend for Guarded<B> {
         }
     }
 
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.inner.set_active(active)
-    }
-
-    fn flush(&mut self) -> Sent {
-        self.inner.flush()
-    }
-
-    fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
+    fn pass_in(&mut self, landing: &mut Landing<'_>) -> Received {
         self.receive_and_learn(landing)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use casita_devices::virtio::net::backend::{
-    Abilities, Backend, Frame, Landing, Offloads, Received, Sent,
+    Abilities, Backend, Frame, Landing, Offloads, Received, Sent, Wrapper,
 };
 use casita_devices::virtio::net::header::{Checksum, VnetHeader};
 use casita_net::dns::{self, Code, Question};
@@ -153,7 +153,7 @@ impl Switch {
             log::trace!("not sent: {reason}");
             return Sent::Dropped;
         }
-        self.uplink.inner().send(out)
+        self.uplink.inner_mut().send(out)
     }
 
     /// Who has an IPv4 address: members are known here, the uplink knows its own.
@@ -208,7 +208,7 @@ impl Switch {
         if self.guard().is_own(target) || (inside && !router) {
             return Sent::Done;
         }
-        self.uplink.inner().send(out)
+        self.uplink.inner_mut().send(out)
     }
 
     fn is_question(&self, packet: &IpPacket<'_>, udp: &Udp<'_>) -> bool {

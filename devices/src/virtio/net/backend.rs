@@ -282,41 +282,75 @@ pub trait Backend: Send {
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received;
 }
 
-impl<B: Backend + ?Sized> Backend for Box<B> {
+/// A back end in front of another one: what it says nothing of is the other's.
+pub trait Wrapper: Send {
+    /// The other.
+    type Inner: Backend + ?Sized;
+
+    /// The one behind it.
+    fn inner(&self) -> &Self::Inner;
+
+    /// The same, to be used.
+    fn inner_mut(&mut self) -> &mut Self::Inner;
+
+    /// [`Backend::send`].
+    fn pass_out(&mut self, frame: &Frame<'_>) -> Sent {
+        self.inner_mut().send(frame)
+    }
+
+    /// [`Backend::receive`].
+    fn pass_in(&mut self, landing: &mut Landing<'_>) -> Received {
+        self.inner_mut().receive(landing)
+    }
+}
+
+impl<W: Wrapper> Backend for W {
     fn fd(&self) -> BorrowedFd<'_> {
-        (**self).fd()
+        self.inner().fd()
     }
 
     fn side_fd(&self) -> Option<BorrowedFd<'_>> {
-        (**self).side_fd()
+        self.inner().side_fd()
     }
 
     fn has_waiting(&self) -> bool {
-        (**self).has_waiting()
+        self.inner().has_waiting()
     }
 
     fn abilities(&self) -> Abilities {
-        (**self).abilities()
+        self.inner().abilities()
     }
 
     fn set_offloads(&mut self, to_guest: Offloads) -> io::Result<()> {
-        (**self).set_offloads(to_guest)
+        self.inner_mut().set_offloads(to_guest)
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
-        (**self).set_active(active)
+        self.inner_mut().set_active(active)
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Sent {
-        (**self).send(frame)
+        self.pass_out(frame)
     }
 
     fn flush(&mut self) -> Sent {
-        (**self).flush()
+        self.inner_mut().flush()
     }
 
     fn receive(&mut self, landing: &mut Landing<'_>) -> Received {
-        (**self).receive(landing)
+        self.pass_in(landing)
+    }
+}
+
+impl<B: Backend + ?Sized> Wrapper for Box<B> {
+    type Inner = B;
+
+    fn inner(&self) -> &B {
+        self
+    }
+
+    fn inner_mut(&mut self) -> &mut B {
+        self
     }
 }
 
